@@ -1,1 +1,76 @@
-"""Under construction in the next commits."""
+"""Evals: suites, metrics, paired statistics and forgetting. Numbers about models, given as callables.
+
+    suites.py       items with answers, known by digest; held-out and protected skills
+    metrics.py      how one answer is scored
+    statistics.py   paired statistics in plain Python: Tango, McNemar, Wilson, Holm
+    inference.py    the one place that turns prompts into tensors
+    scoring.py      a model asked a suite
+    drift.py        KL and disagreement with the base, whose side is cached
+    forgetting.py   the report: what was lost and gained, and how sure that is
+    guards.py       a guard's thresholds against evidence
+    report_text.py  the report on a terminal
+    report_html.py  the report as one self-contained page
+
+Names load on first use: judging a promotion imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inlay.evals.drift import Drift, measure_drift
+    from inlay.evals.forgetting import ForgettingReport, compare, uninformative
+    from inlay.evals.guards import judge
+    from inlay.evals.inference import Chat
+    from inlay.evals.metrics import METRICS, Metric
+    from inlay.evals.scoring import EvalResult, evaluate_model, from_record, to_record
+    from inlay.evals.statistics import Paired
+    from inlay.evals.suites import Item, Suite
+
+_HOMES = {
+    "METRICS": "metrics",
+    "Chat": "inference",
+    "Drift": "drift",
+    "EvalResult": "scoring",
+    "ForgettingReport": "forgetting",
+    "Item": "suites",
+    "Metric": "metrics",
+    "Paired": "statistics",
+    "Suite": "suites",
+    "compare": "forgetting",
+    "evaluate_model": "scoring",
+    "from_record": "scoring",
+    "judge": "guards",
+    "measure_drift": "drift",
+    "to_record": "scoring",
+    "uninformative": "forgetting",
+}
+
+__all__ = [
+    "METRICS",
+    "Chat",
+    "Drift",
+    "EvalResult",
+    "ForgettingReport",
+    "Item",
+    "Metric",
+    "Paired",
+    "Suite",
+    "compare",
+    "evaluate_model",
+    "from_record",
+    "judge",
+    "measure_drift",
+    "to_record",
+    "uninformative",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'inlay.evals' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"inlay.evals.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
