@@ -8,7 +8,6 @@ logits are recomputed from hidden states in chunks, so that no (positions × voc
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import tempfile
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import InputError
+from inlay.registry.canonical import canonical, digest_of, digest_of_json
+from inlay.registry.fingerprint import cache_dir
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,15 +79,17 @@ def measure_drift(
     answers: Sequence[str] | None = None,
     max_new_tokens: int = 32,
     cache: Path | None = None,
+    keep: bool = True,
     chunk: int = CHUNK,
 ) -> Drift:
     """Compare `model` with `base` wherever a token of `base`'s own greedy answers to `prompts` is predicted.
 
     Per position, with p = softmax(base logits), q = softmax(model logits), y = the answer's token, in
     float32: forward = Σ p (log p − log q), reverse = Σ q (log q − log p), disagreement = argmax p ≠ argmax q,
-    NLL change = log p[y] − log q[y]. `answers`: the base's answers, where they are known already. `cache`: a
-    folder that keeps the base's side; every file is verified by digest when read and recomputed if it is
-    broken. As signals of forgetting: RL's Razor (arXiv 2509.04259).
+    NLL change = log p[y] − log q[y]. `answers`: the base's answers, where they are known already. With
+    `keep`, the base's side is kept under `cache` (by default the registry's `cache_dir()`); every file is
+    verified by digest when read and recomputed if it is broken. As signals of forgetting: RL's Razor
+    (arXiv 2509.04259).
 
     Raises InputError for no prompts, or where the two models do not predict the same tokens in the same order
     (another tokenizer or chat template).
@@ -95,7 +98,9 @@ def measure_drift(
 
     if not prompts:
         raise InputError("drift needs at least one prompt")
-    side, from_cache = _base_side(base, prompts, answers, max_new_tokens, cache)
+    side, from_cache = _base_side(
+        base, prompts, answers, max_new_tokens, (cache or cache_dir()) if keep else None
+    )
     sums = torch.zeros(4, dtype=torch.float64)
     start, order = 0, []
     with torch.inference_mode():
@@ -141,6 +146,8 @@ def _base_side(
     cache: Path | None,
 ) -> tuple[BaseSide, bool]:
     """The base's side, from the cache where it is there and whole; and whether it was."""
+    import torch
+
     key = {
         "format": FORMAT,
         "weights": base.fingerprint.weights,
@@ -148,8 +155,11 @@ def _base_side(
         "answers": None if answers is None else list(answers),
         "max_new_tokens": max_new_tokens,
         "protocol": base.protocol,
+        # Another kernel gives other last bits, which would read as drift.
+        "device": base.device.partition(":")[0],
+        "torch": torch.__version__,
     }
-    name = hashlib.sha256(_canonical(key)).hexdigest()
+    name = digest_of_json(key).removeprefix("sha256:")
     if cache is not None:
         held = read_side(cache / "drift", name)
         if held is not None and len(held.answers) == len(prompts):
@@ -181,16 +191,15 @@ def write_side(folder: Path, name: str, side: BaseSide) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = save({"hidden": side.hidden.contiguous(), "targets": side.targets.contiguous()})
     about = {
-        "tensors": hashlib.sha256(tensors).hexdigest(),
+        "tensors": digest_of(tensors),
         "order": list(side.order),
         "counts": list(side.counts),
         "answers": list(side.answers),
     }
     _replace(folder / f"{name}.safetensors", tensors)
-    _replace(
-        folder / f"{name}.json",
-        _canonical({"about": about, "digest": hashlib.sha256(_canonical(about)).hexdigest()}),
-    )
+    record = canonical({"about": about, "digest": digest_of_json(about)})
+    # An answer may hold half of a surrogate pair, which UTF-8 refuses.
+    _replace(folder / f"{name}.json", record.encode("utf-8", "surrogatepass"))
 
 
 def read_side(folder: Path, name: str) -> BaseSide | None:
@@ -198,11 +207,11 @@ def read_side(folder: Path, name: str) -> BaseSide | None:
     from safetensors.torch import load
 
     try:
-        held = json.loads((folder / f"{name}.json").read_bytes())
+        held = json.loads((folder / f"{name}.json").read_bytes().decode("utf-8", "surrogatepass"))
         tensors = (folder / f"{name}.safetensors").read_bytes()
         about = held["about"]
-        whole = held["digest"] == hashlib.sha256(_canonical(about)).hexdigest()
-        if not whole or about["tensors"] != hashlib.sha256(tensors).hexdigest():
+        whole = held["digest"] == digest_of_json(about)
+        if not whole or about["tensors"] != digest_of(tensors):
             return None
     except (OSError, ValueError, KeyError, TypeError):
         # A cache that cannot be read is no cache: the pass is made again and the file replaced.
@@ -228,7 +237,3 @@ def _replace(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()

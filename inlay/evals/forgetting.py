@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 FLIPS_KEPT = 50
 UNINFORMATIVE_BELOW = 0.03
+KEPT_WITHIN = 0.05
+"""The verdict says "keeps" where the upper bound of the loss is at most this: five points."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,12 @@ class ForgettingReport:
         if counts.n == 0:
             return f"{self.subject}: forgetting was not measured, since no item is held out."
         low, high = self.interval
-        if counts.loss_lower > 0.0:
+        if counts.loss_lower > 0.0 and counts.p_value < 0.05:
             what = f"forgets {percent(self.lost)} points of held-out general skills"
-        elif self.upper < 0.05:
-            what = f"keeps the held-out general skills (lost: estimate {percent(self.lost)} points)"
-        elif counts.gain_lower > 0.0:
+        elif counts.gain_lower > 0.0 and counts.p_value < 0.05:
             what = f"improves held-out general skills by {percent(-self.lost)} points"
+        elif self.upper <= KEPT_WITHIN:
+            what = f"keeps the held-out general skills (lost: estimate {percent(self.lost)} points)"
         else:
             what = f"may have lost held-out general skills (estimate {percent(self.lost)} points)"
         return (

@@ -8,12 +8,11 @@ measured, or on too few items, is "not enough evidence", which is no pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inlay.evals.statistics import Paired, needed_items, probability_of_passing
-
-if TYPE_CHECKING:
-    from inlay.registry import EvalRecord, Evidence, Guard, Verdict
+from inlay.registry.guards import Evidence, Guard, Verdict
+from inlay.registry.records import EvalRecord
 
 MIN_TARGET_ITEMS = 60
 """Fewest items of a target suite: from here on the interval's coverage was checked by simulation."""
@@ -30,8 +29,6 @@ def judge(guard: Guard, evidence: Sequence[Evidence]) -> Verdict:
 
     Passes only if every check does; `reasons` holds one sentence a check, failures first.
     """
-    from inlay.registry import Verdict
-
     checks: list[dict[str, Any]] = []
     for entry in evidence:
         if entry.role == "general" and guard.forget is not None:
@@ -44,7 +41,8 @@ def judge(guard: Guard, evidence: Sequence[Evidence]) -> Verdict:
     checks.sort(key=lambda check: check["passed"])
     return Verdict(
         passed=all(check["passed"] for check in checks),
-        reasons=[check["reason"] for check in checks],
+        # One missing score can fail two checks; it is said once.
+        reasons=list(dict.fromkeys(check["reason"] for check in checks)),
         checks=checks,
     )
 
@@ -56,17 +54,21 @@ def _unmeasured(guard: Guard, evidence: Sequence[Evidence]) -> list[dict[str, An
         ("gain", "target", guard.gain),
         ("regress", "target", guard.regress),
     ]
-    return [
-        _check(
-            kind,
-            "",
-            False,
-            f"not enough evidence: the guard limits `{kind}` and names no {role} suite; add it under "
-            f"suites: {{{role}: [...]}}",
-        )
-        for kind, role, limit in needs
-        if limit is not None and not any(entry.role == role for entry in evidence)
-    ]
+    checks = []
+    for kind, role, limit in needs:
+        if limit is None:
+            continue
+        measured = {entry.suite for entry in evidence if entry.role == role}
+        named = guard.suites.get(role, ())
+        if not measured and not named:
+            reason = (
+                f"not enough evidence: the guard limits `{kind}` and names no {role} suite; add it under "
+                f"suites: {{{role}: [NAME]}}"
+            )
+            checks.append(_check(kind, "", False, reason))
+        for suite in sorted(set(named) - measured):
+            checks.append(_check(kind, suite, False, f"not enough evidence: nothing is known on {suite}"))
+    return checks
 
 
 def _forget(entry: Evidence, limit: float) -> dict[str, Any]:
@@ -115,8 +117,13 @@ def _regress(entry: Evidence, limit: float) -> dict[str, Any]:
     if missing is not None:
         return missing
     assert entry.candidate is not None
-    if entry.current is None:
+    if entry.current is None and not entry.has_current:
         return _check("regress", _name(entry), True, f"nothing is live yet to regress from on {_name(entry)}")
+    if entry.current is None:
+        reason = (
+            f"not enough evidence: what is live has no score on {_name(entry)}; run `inlay eval` on it first"
+        )
+        return _check("regress", _name(entry), False, reason)
     if entry.current.subject == entry.candidate.subject:
         return _check(
             "regress",
@@ -139,7 +146,8 @@ def _regress(entry: Evidence, limit: float) -> dict[str, Any]:
 def _missing(entry: Evidence, kind: str, *, need_base: bool) -> dict[str, Any] | None:
     """The failed check of an entry that lacks a score, None where it has what it needs."""
     if entry.candidate is None:
-        who, ref = _ref(entry), _ref(entry)
+        subject = getattr(entry, "subject", "")  # the reference, where whoever gathered the evidence knows it
+        who, ref = subject or "the candidate", subject or "NAME@vN"
     elif need_base and entry.base is None:
         who, ref = "the base", "base"
     else:
@@ -197,7 +205,3 @@ def _points(fraction: float) -> str:
 
 def _name(entry: Evidence) -> str:
     return str(entry.suite)
-
-
-def _ref(entry: Evidence) -> str:
-    return str(entry.subject)
