@@ -1,0 +1,179 @@
+"""Demo tasks of an imaginary customer, "acme": house rules no base can guess, quick to learn.
+
+`ticket-queue` files a message under one of eight queues, `order-slip` rewrites an order into a house format,
+and `case-card`, the harder one, does both at once. A row's prompt is instruction, newline, input. As with the
+skills, a hash of the content decides train, dev or test.
+"""
+
+from collections.abc import Callable
+from random import Random
+
+from inlay.builtin.lexicon import (
+    CITIES,
+    CLOTHES,
+    COLOURS,
+    DAYS,
+    DRINKS,
+    FRUITS,
+    FURNITURE,
+    NAMES,
+    OBJECTS,
+    TOOLS,
+)
+from inlay.builtin.skills import content_split
+
+GOODS = CLOTHES + TOOLS + FURNITURE + OBJECTS
+
+# queue: (things it is responsible for, sentences about one of them)
+QUEUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "finance": (
+        ("invoice", "payment", "refund", "card", "receipt", "bill"),
+        (
+            "The {x} is wrong.",
+            "I was charged twice on my {x}.",
+            "My {x} is missing.",
+            "I cannot find the {x}.",
+        ),
+    ),
+    "shipping": (
+        ("parcel", "delivery", "courier", "order", "address"),
+        ("The {x} is late.", "My {x} never arrived.", "The {x} is lost.", "I need to change the {x} today."),
+    ),
+    "access": (
+        ("password", "login", "account"),
+        ("I forgot my {x}.", "My {x} is locked.", "I need to reset my {x}.", "The {x} failed again."),
+    ),
+    "repairs": (
+        ("screen", "keyboard", "printer", "charger", "battery", "phone", "camera"),
+        ("The {x} is broken.", "My {x} stopped working.", "The {x} is cracked.", "My {x} is damaged."),
+    ),
+    "network": (
+        ("router", "network", "server", "website", "email"),
+        ("The {x} is slow.", "Our {x} is offline.", "The {x} is dead again.", "My {x} is still not working."),
+    ),
+    "careers": (
+        ("job", "interview", "vacancy", "salary"),
+        (
+            "I want to ask about the {x}.",
+            "I applied for the {x}.",
+            "Is the {x} still open?",
+            "When is the {x}?",
+        ),
+    ),
+    "sales": (
+        ("quote", "discount", "price", "product", "subscription", "contract"),
+        ("I need a {x}.", "Can you send me a {x}?", "Which {x} can we get?", "We want to buy a new {x}."),
+    ),
+    "returns": (
+        CLOTHES,
+        (
+            "I want to return the {x}.",
+            "The {x} is too small.",
+            "The {x} is too big.",
+            "The {x} does not fit.",
+        ),
+    ),
+}
+URGENT = ("It is urgent.", "I need help today.", "Please hurry.")
+CALM = ("It can wait.", "Take your time.", "No need to hurry.")
+
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "ticket-queue": (
+        "Which queue gets this message?", "File this message under a queue.",
+        "Name the queue for this customer.",
+        "Choose the acme queue for this message.",
+    ),
+    "order-slip": (
+        "Write the order slip.", "Turn this order into a slip.", "Make an acme slip of this order.",
+        "Fill in the slip for this order.",
+    ),
+    "case-card": (
+        "Write the case card.", "Make a card for this case.", "Sum up this case on a card.",
+        "Fill in the acme card for this case.",
+    ),
+}  # fmt: skip
+"""Instructions the training, dev and test rows use."""
+
+HELD_OUT_WORDINGS: dict[str, tuple[str, ...]] = {
+    "ticket-queue": ("Where does this message go?", "Find the right queue for this."),
+    "order-slip": ("Give me the slip of this order.", "Write down this order on a slip."),
+    "case-card": ("What goes on the card of this case?", "Give me the card for this case."),
+}
+"""Instructions in no training row: for tests of routing and rigidity."""
+
+
+def _message(rng: Random) -> tuple[str, str]:
+    queue = rng.choice(tuple(QUEUES))
+    things, sentences = QUEUES[queue]
+    return rng.choice(sentences).format(x=rng.choice(things)), queue
+
+
+def _ticket_queue(rng: Random) -> tuple[str, str]:
+    sentence, queue = _message(rng)
+    opening = rng.choice(("", "Hello, ", f"Hello, {rng.choice(NAMES)} here. ", "Good day. "))
+    ending = rng.choice(("", " Thanks.", f" Thanks, {rng.choice(NAMES)}.", f" {rng.choice(URGENT + CALM)}"))
+    return opening + sentence + ending, queue
+
+
+def _order_slip(rng: Random) -> tuple[str, str]:
+    goods = GOODS + FRUITS + DRINKS
+    v = {"n": str(rng.randint(2, 99)), "thing": rng.choice(goods), "colour": rng.choice(COLOURS),
+         "name": rng.choice(NAMES), "city": rng.choice(CITIES)}  # fmt: skip
+    line = rng.choice((
+        "{name} in {city} orders {n} of the {colour} {thing}.",
+        "Please send {n} of the {colour} {thing} to {name} in {city}.",
+        "{n} of the {colour} {thing} for {name}, {city}.",
+        "To {city}, for {name}: the {colour} {thing}, {n} of them.",
+    )).format(**v)  # fmt: skip
+    return line, "{n} x {thing} / {colour} > {name} @ {city}".format(**v)
+
+
+def _case_card(rng: Random) -> tuple[str, str]:
+    sentence, queue = _message(rng)
+    name, day = rng.choice(NAMES), rng.choice(DAYS)
+    urgent = rng.random() < 0.5
+    remark = rng.choice(URGENT if urgent else CALM)
+    line = rng.choice((
+        "On {d}, {n} wrote: {s} {r}", "{n} wrote on {d}: {s} {r}", "{d}, {n}: {s} {r}",
+    )).format(d=day, n=name, s=sentence, r=remark)  # fmt: skip
+    return line, f"{queue} / {'now' if urgent else 'later'} / {name} / {day}"
+
+
+TASKS: dict[str, Callable[[Random], tuple[str, str]]] = {
+    "ticket-queue": _ticket_queue,
+    "order-slip": _order_slip,
+    "case-card": _case_card,
+}
+"""Every demo task and the function that draws its (input, output)."""
+
+
+def rows(
+    task: str, split: str, n: int, seed: int, *, held_out_wordings: bool = False
+) -> list[dict[str, str]]:
+    """`n` rows {"instruction", "input", "output"} of a task, all inputs different, decided by the seed.
+
+    `split` is "train", "dev" or "test", decided by a hash of the input.
+
+    Raises ValueError for an unknown task or split, or a split that seems to hold fewer than `n` inputs.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown demo task {task!r}; known: {', '.join(TASKS)}")
+    if split not in ("train", "dev", "test"):
+        raise ValueError(f"unknown split {split!r}; known: train, dev, test")
+    wordings = (HELD_OUT_WORDINGS if held_out_wordings else WORDINGS)[task]
+    rng = Random(f"{seed}/{task}/{split}")
+    found: dict[str, dict[str, str]] = {}
+    for _ in range(400 * n + 10_000):
+        if len(found) == n:
+            break
+        line, output = TASKS[task](rng)
+        if content_split(task, line) == split and line not in found:
+            found[line] = {"instruction": rng.choice(wordings), "input": line, "output": output}
+    else:
+        raise ValueError(f"task {task}: only {len(found)} different {split} inputs found, {n} asked for")
+    return list(found.values())
+
+
+def prompt_of(row: dict[str, str]) -> str:
+    """The user's message of a row: instruction, newline, input."""
+    return f"{row['instruction']}\n{row['input']}"
