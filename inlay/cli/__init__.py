@@ -1,1 +1,131 @@
-"""Under construction in the next commits."""
+"""The command line: one thin function a verb, loaded when it is called.
+
+A verb parses, calls one public function, prints. Exit codes: 0 done; 1 a guard or check said no; 2 bad input or
+usage; 3 the environment (busy, disk, network: try again); 70 a bug; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+VERBS = (
+    ("init", "store", "Make a store for adapters here."),
+    ("demo", "demo", "Watch the whole story on a small built-in base: train, compose, measure, roll back."),
+    ("train", "train", "Train an adapter, register it, and say what it gained and what it forgot."),
+    ("add", "store", "Register an adapter that PEFT wrote as the next version of a name."),
+    ("ls", "look", "List adapters, variants and what is live."),
+    ("show", "look", "Show everything about one version, lock or name."),
+    ("log", "look", "Read the journal: who made what live, when and why."),
+    ("eval", "measure", "Score a version, a variant or the base on a suite."),
+    ("forget", "measure", "Measure what a version or variant forgot of the base's general skills."),
+    ("plan", "compose", "Show what a recipe or a reference would load, and what it costs."),
+    ("lock", "compose", "Pin a recipe to exact versions as the next lock of a variant."),
+    ("generate", "compose", "Ask a version or variant."),
+    ("guard", "live", "Set or show the thresholds that an alias demands."),
+    ("promote", "live", "Point an alias at a version or lock, if its guard allows it."),
+    ("rollback", "live", "Put an alias, and on request all variants with it, back to what was live before."),
+    ("yank", "live", "Mark a version as bad, so that nothing rolls back to it."),
+    ("fsck", "store", "Check every byte and row of the store."),
+    ("gc", "store", "Remove leftovers that nothing refers to."),
+)
+"""Every verb: its name, the module in this package that holds it, and its line in the help."""
+
+
+class Verbs(click.Group):
+    """The group whose help knows every verb without importing it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name, _, _ in VERBS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for name, module, _ in VERBS:
+            if name == cmd_name:
+                return getattr(importlib.import_module(f"inlay.cli.{module}"), f"{name}_verb")  # type: ignore[no-any-return]
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, line) for name, _, line in VERBS])
+
+
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from inlay import __version__
+
+        click.echo(f"inlay {__version__}")
+        ctx.exit()
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version.")
+def cli() -> None:
+    """Inlay keeps a team's adapters: trains them, versions them, composes them for each customer while measuring
+    what is forgotten, and rolls a bad one back everywhere.
+
+    \b
+    Begin with      inlay demo
+    then            inlay VERB --help
+    """
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a verb and leave with its exit code."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a verb; errors are said here and nowhere else."""
+    as_json = "--json" in arguments
+    try:
+        code = cli.main(args=arguments, prog_name="inlay", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _fail(arguments, as_json, "Interrupted", "interrupted; what was registered stays registered", None, 130)
+    except click.ClickException as error:
+        fix = "see inlay --help"
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            fix = f"see {error.ctx.command_path} --help"
+        return _fail(arguments, as_json, "InputError", error.format_message(), fix, 2)
+    except BrokenPipeError:
+        # The reader of a pipe left (`inlay log | head`): not an error of anybody's.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - closed by the end of the process
+        return 0
+    except Exception as error:
+        return _explain(arguments, as_json, error)
+
+
+def _explain(arguments: list[str], as_json: bool, error: Exception) -> int:
+    from inlay.errors import InlayError
+
+    if isinstance(error, InlayError):
+        return _fail(arguments, as_json, type(error).__name__, error.message, error.fix, error.exit_code)
+    if isinstance(error, OSError):
+        return _fail(arguments, as_json, "EnvironmentError", f"{error}", "check the disk and the rights, try again", 3)
+    if os.environ.get("INLAY_TRACEBACK"):
+        import traceback
+
+        traceback.print_exc()
+    message = f"a bug in inlay: {type(error).__name__}: {error}"
+    return _fail(arguments, as_json, "Bug", message, "INLAY_TRACEBACK=1 shows where; please report it", 70)
+
+
+def _fail(arguments: list[str], as_json: bool, kind: str, message: str, fix: str | None, code: int) -> int:
+    from inlay.registry.printable import printable
+
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"schema": 1, "error": {"type": kind, "message": message, "fix": fix}}))
+    else:
+        line = f"{message}; {fix}" if fix else message
+        click.echo(f"inlay: {printable(line)}", err=True)
+    return code

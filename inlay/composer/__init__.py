@@ -1,1 +1,55 @@
-"""Under construction in the next commits."""
+"""The composer: recipes to plans, plans to a bank on the device.
+
+    factors.py   every adapter as factors, delta = B @ A
+    plan.py      a lock laid out: slots, gates, costs; no torch
+    bank.py      the one layer that runs composed adapters
+    model.py     a reference or a recipe becomes a model that answers
+    locking.py   a recipe becomes a lock, its routers fitted
+    measure.py   scores and forgetting of composed models
+    routers/     what chooses an expert for a request
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inlay.composer.model import ComposedModel, compose
+    from inlay.composer.factors import Adapter, read_adapter
+    from inlay.composer.locking import lock
+    from inlay.composer.measure import evaluate, forgetting
+    from inlay.composer.plan import Plan, make_plan
+
+_HOMES = {
+    "Adapter": "factors",
+    "ComposedModel": "model",
+    "Plan": "plan",
+    "compose": "model",
+    "evaluate": "measure",
+    "forgetting": "measure",
+    "lock": "locking",
+    "make_plan": "plan",
+    "read_adapter": "factors",
+}
+
+__all__ = [
+    "Adapter",
+    "ComposedModel",
+    "Plan",
+    "compose",
+    "evaluate",
+    "forgetting",
+    "lock",
+    "make_plan",
+    "read_adapter",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Names load on first use: a plan needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'inlay.composer' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"inlay.composer.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

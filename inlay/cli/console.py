@@ -1,0 +1,104 @@
+"""What all verbs share: options, one JSON object on stdout, progress and words on stderr.
+
+Tables are plain text: columns as wide as their content, cut to the terminal. rich is for progress only, and
+loaded only by verbs that take long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from inlay.registry import Registry
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+store_option = click.option(
+    "--store", metavar="FOLDER", help="The store; by default $INLAY_STORE, else the nearest adapters_store upward."
+)
+base_option = click.option(
+    "--base", metavar="BASE", help="Where the base lies: a folder or a hub id; by default where it was last seen."
+)
+why_option = click.option("--why", default="", metavar="TEXT", help="The reason, kept in the journal.")
+
+
+def common(function: F) -> F:
+    """--store and --json, which every verb on a store has."""
+    return store_option(json_option(function))
+
+
+def open_store(store: str | None) -> Registry:
+    """The registry a verb works on, its guards judged by `inlay.evals`."""
+    import inlay
+
+    return inlay.Registry.open(store)
+
+
+def emit(verb: str, as_json: bool, result: Any, text: str | Callable[[], str]) -> None:
+    """Print the result: one JSON object, or words."""
+    if as_json:
+        click.echo(json.dumps({"schema": 1, "verb": verb, "result": result}, ensure_ascii=False, default=str))
+    else:
+        click.echo(text() if callable(text) else text)
+
+
+def width() -> int:
+    """Columns of the terminal; 100 where there is none."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    """Left-aligned columns under headers; the widest column gives way where the terminal is too small."""
+    from inlay.registry.printable import printable
+
+    cells = [[printable(str(c)) for c in row] for row in [headers, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    gap = 2
+    over = sum(widths) + gap * (len(widths) - 1) - width()
+    while over > 0 and max(widths) > 8:
+        widest = widths.index(max(widths))
+        give = min(over, widths[widest] - 8)
+        widths[widest] -= give
+        over -= give
+    lines = []
+    for row in cells:
+        fitted = [c if len(c) <= w else c[: w - 1] + "…" for c, w in zip(row, widths, strict=True)]
+        lines.append((" " * gap).join(c.ljust(w) for c, w in zip(fitted, widths, strict=True)).rstrip())
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each long thing, on stderr; (what, done, all). Nothing is drawn where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    tasks: dict[str, Any] = {}
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+
+        def say(what: str, done: int, total: int) -> None:
+            key = what.split(", loss")[0]
+            if key not in tasks:
+                tasks[key] = bars.add_task(what, total=total)
+            bars.update(tasks[key], completed=done, total=total, description=what, visible=done < total)
+
+        yield say
+
+
+def points(fraction: float) -> str:
+    """A fraction of the score as points with one decimal: 0.052 -> "5.2"."""
+    return f"{100 * fraction:.1f}"

@@ -1,0 +1,76 @@
+"""Measuring composed models: scores and forgetting, by reference or on one that is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from inlay.composer.model import BaseLike, ComposedModel, compose
+from inlay.evals.forgetting import ForgettingReport
+from inlay.evals.ledger import Say, measure, scored
+from inlay.evals.scoring import EvalResult
+from inlay.evals.suites import Suite
+from inlay.registry import Registry
+from inlay.registry.fingerprint import cache_dir
+
+GENERAL = "general-v1"
+"""The suite that forgetting is measured on where no other is named."""
+
+SuiteLike = Suite | str | Path
+
+
+def suite_of(suite: SuiteLike, store: Registry | None = None) -> Suite:
+    """A suite as it is, or loaded from a file, a folder, the store or what ships."""
+    return suite if isinstance(suite, Suite) else Suite.load(suite, store=store)
+
+
+def evaluate(
+    model: ComposedModel | str,
+    suite: SuiteLike,
+    *,
+    store: Registry | None = None,
+    base: BaseLike = None,
+    say: Say | None = None,
+) -> EvalResult:
+    """Score a composed model, or what a reference names, on a suite; kept in the store.
+
+    The base is scored on the same suite, so that the two can be compared item by item.
+    """
+    if isinstance(model, str):
+        model = compose(model, store=store, base=base)
+    store = store or model.store
+    suite = suite_of(suite, store)
+    before = scored(model.base_chat, suite, subject="base", label="base", store=store, say=say)
+    return scored(
+        model.chat, suite, subject=model.target.digest, label=model.target.ref, store=store, against=before, say=say
+    )
+
+
+def forgetting(
+    model: ComposedModel | str,
+    *,
+    general: Sequence[SuiteLike] = (GENERAL,),
+    target: Sequence[SuiteLike] = (),
+    store: Registry | None = None,
+    base: BaseLike = None,
+    say: Say | None = None,
+) -> ForgettingReport:
+    """What a composed model forgot of the general skills and gained on its targets; kept in the store.
+
+    Losses on protected skills stand beside those on held-out ones; the verdict is about the latter.
+    """
+    if isinstance(model, str):
+        model = compose(model, store=store, base=base)
+    store = store or model.store
+    model.report = measure(
+        model.base_chat,
+        model.chat,
+        subject=model.target.digest,
+        label=model.target.ref,
+        general=[suite_of(s, store) for s in general],
+        target=[suite_of(s, store) for s in target],
+        store=store,
+        cache=cache_dir(),
+        say=say,
+    )
+    return model.report

@@ -1,0 +1,214 @@
+"""From a reference or a recipe to a model on the device that answers.
+
+Resolves, plans, loads; afterwards `ComposedModel` holds a normal transformers model whose base can be had
+back, bit for bit, at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from inlay.composer.bank import Bank
+from inlay.composer.factors import read_adapter
+from inlay.composer.plan import Plan, make_plan
+from inlay.composer.routers.probe import Probe, pooled
+from inlay.errors import BaseMismatch, InputError
+from inlay.evals.inference import Base, Chat, Prompt, load_base
+from inlay.registry import BaseRef, Lock, Registry, Version
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from inlay.evals import ForgettingReport
+
+BaseLike = str | Path | Base | None
+
+
+class ComposedModel:
+    """A base with the adapters of one lock, or of one adapter version, in its bank.
+
+    `.model` is the transformers model itself; for a stack it speaks as composed wherever it is called. A
+    routed variant must see a whole prompt before it can choose, so there only `.generate` and `.chat` route,
+    and a bare call of `.model` is the base. `.report` is what was measured last, or None.
+    """
+
+    def __init__(self, base: Base, store: Registry, target: Lock | Version, plan: Plan) -> None:
+        self.base = base
+        self.store = store
+        self.report: ForgettingReport | None = None
+        self._bank = Bank(base.model)
+        self.base_chat = Chat(base, route=lambda _prompts: self._bank.gate.held_at(None))
+        """The bare base, asked through the same model with the gate closed."""
+        self.chat = Chat(base, route=self._routed)
+        self._load(target, plan)
+
+    def _load(self, target: Lock | Version, plan: Plan) -> None:
+        adapters = [read_adapter(slot.version, store=self.store) for slot in plan.slots]
+        routers = [_router(self.store, plan, number, target) for number in range(len(plan.routes))]
+        self._bank.attach(adapters)
+        self.target, self.plan, self._routers = target, plan, routers
+        self._open()
+
+    def _open(self) -> None:
+        closed = tuple(None for _ in self.plan.routes)
+        self._bank.gate.set(self._gate_rows([closed])[0])
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.base.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.base.tokenizer
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 64,
+        progress: Callable[[int, int], None] | None = None,
+        **decoding: Any,
+    ) -> list[str]:
+        """Answers in the order of the prompts; greedy unless `decoding` says otherwise.
+
+        A prompt is a user's string or a list of {"role", "content"} messages.
+        """
+        return self.chat.generate(prompts, max_new_tokens=max_new_tokens, progress=progress, **decoding)
+
+    def choices(self, prompts: Sequence[Prompt]) -> list[tuple[str, ...]]:
+        """What each route of the plan chooses for each prompt: the expert's reference, or "base"."""
+        from inlay.evals.inference import batches_by_length, encode_prompt
+
+        encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        found: list[tuple[str, ...]] = [()] * len(encoded)
+        for rows in batches_by_length([len(e) for e in encoded], self.chat.batch_tokens):
+            for i, row in zip(rows, self._choose([encoded[i] for i in rows]), strict=True):
+                found[i] = tuple(
+                    "base" if c is None else route.experts[c] for c, route in zip(row, self.plan.routes, strict=True)
+                )
+        return found
+
+    def swap(self, ref: str | Lock | Version) -> None:
+        """Put another lock or version of the same base in the place of this one; nothing else is reloaded.
+
+        Everything is checked and read before the old one leaves, so a failure leaves it serving.
+        """
+        target = self.store.resolve(ref) if isinstance(ref, str) else ref
+        if target.base.weights != self.target.base.weights:
+            raise BaseMismatch(f"a swap keeps the base, and {target.ref} was made for {target.base.name}")
+        plan = make_plan(self.store, target)
+        before = (self.target, self.plan)
+        self.detach()
+        try:
+            self._load(target, plan)
+        except BaseException:
+            self._bank.detach()
+            self._load(*before)
+            raise
+        self.report = None
+
+    def detach(self) -> None:
+        """Take every adapter off; `.model` is then the base, bit for bit."""
+        self._bank.detach()
+
+    @contextlib.contextmanager
+    def _routed(self, prompts: list[list[int]]) -> Iterator[None]:
+        choices = self._choose(prompts) if self.plan.routed else [()]
+        rows = self._gate_rows(choices)
+        with self._bank.gate.held_at(rows if self.plan.routed else rows[0]):
+            yield
+
+    def _choose(self, prompts: list[list[int]]) -> list[tuple[int | None, ...]]:
+        """The choice of every route for every prompt; one pass of the bare base for each router's features."""
+        columns = []
+        for router in self._routers:
+            with self._bank.gate.held_at(None):
+                features = pooled(
+                    self.model, prompts, self.tokenizer.pad_token_id, seed=router.seed, width=router.width
+                )
+            columns.append(router.choose(features))
+        return list(zip(*columns, strict=True))
+
+    def _gate_rows(self, choices: Sequence[tuple[int | None, ...]]) -> torch.Tensor:
+        """(rows, slots), float32, on the model's device."""
+        return torch.tensor([self.plan.gate(row) for row in choices], device=self.model.device)
+
+
+def compose(
+    what: str | Path | Mapping[str, Any] | Lock | Version,
+    *,
+    store: Registry | str | Path | None = None,
+    base: BaseLike = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    accept_prompt_change: bool = False,
+) -> ComposedModel:
+    """Load what a reference (`acme@prod`), a recipe (path, YAML, dict), a lock or a version says.
+
+    `base`: where the base lies on this machine, or an already loaded one; by default where the registry
+    last saw it. Raises ReferenceNotFound, InputError (recipe, plan), BaseMismatch (another base, or a changed
+    tokenizer or chat template without `accept_prompt_change`), IntegrityError (bytes that changed).
+    """
+    from inlay.registry import Registry as Store
+
+    store = store if isinstance(store, Store) else Store.open(store)
+    target = _target(what, store)
+    plan = make_plan(store, target)
+    loaded = base if isinstance(base, Base) else load_base(base or _whereabouts(target.base), device=device, dtype=dtype)
+    check_base(target.base, loaded, target.ref, accept_prompt_change=accept_prompt_change)
+    return ComposedModel(loaded, store, target, plan)
+
+
+def check_base(wanted: BaseRef, loaded: Base, ref: str, *, accept_prompt_change: bool = False) -> None:
+    """BaseMismatch unless the loaded base is the one that `ref` was made for."""
+    found = loaded.fingerprint
+    if found.weights != wanted.weights:
+        raise BaseMismatch(
+            f"{ref} was made for the base {wanted.name} ({wanted.weights[:19]}…), and {found.name} has the weights "
+            f"{found.weights[:19]}…",
+            fix="name the right base with --base",
+        )
+    if found.prompt != wanted.prompt and not accept_prompt_change:
+        raise BaseMismatch(
+            f"{ref} was made for another tokenizer or chat template of {wanted.name}",
+            fix="acknowledge the change with --accept-prompt-change",
+        )
+
+
+def _target(what: Any, store: Registry) -> Lock | Version:
+    if isinstance(what, Lock | Version):
+        return what
+    if isinstance(what, str) and not what.lstrip().startswith("{") and "\n" not in what and not Path(what).is_file():
+        return store.resolve(what)
+    from inlay.composer.locking import pin_recipe
+
+    return pin_recipe(store, what)
+
+
+def _whereabouts(base: BaseRef) -> str:
+    if not base.source:
+        raise InputError(f"nobody told where the base {base.name} lies", fix="name it with --base")
+    return base.source
+
+
+def _router(store: Registry, plan: Plan, number: int, target: Lock | Version) -> Probe:
+    route = plan.routes[number]
+    if route.by != Probe.name:
+        raise InputError(f"{route.path}: no router is called {route.by!r}", fix=f"this version has {Probe.name}")
+    if route.router is None:
+        raise InputError(f"{route.path} of {target.ref} has no fitted router", fix="lock the recipe again")
+    return Probe.from_bytes(store.get_object(route.router), base=plan.base.weights, experts=route_digests(plan, number))
+
+
+def route_digests(plan: Plan, number: int) -> list[str]:
+    """For each expert of a route, what it consists of: the digests of its leaves, joined in their order."""
+    route = plan.routes[number]
+    return [
+        "+".join(plan.slots[leaf.slot].version.digest for leaf in plan.leaves if (number, expert) in leaf.conditions)
+        for expert in range(len(route.experts))
+    ]

@@ -1,0 +1,364 @@
+"""The one place that turns prompts into tensors and tensors into answers.
+
+Knows chat templates, padding, batches and greedy decoding. Does not know suites, scores, adapters or
+recipes: a composed model hands in its router as `route`, a callable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from inlay.errors import InputError
+from inlay.registry.fingerprint import BaseFingerprint
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Prompt: TypeAlias = "str | list[dict[str, str]]"
+"""A user's message, or a whole conversation as a list of {"role", "content"}."""
+
+Route: TypeAlias = "Callable[[list[list[int]]], AbstractContextManager[None]]"
+"""Given the prompts' token ids of one batch, a context in which the model's gates are set for its rows."""
+
+Progress: TypeAlias = "Callable[[int, int], None]"
+"""Called with (items done, items in all)."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base: the model in evaluation mode, its tokenizer, and the fingerprint of its files."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: BaseFingerprint
+
+
+def pick_device(device: str = "auto") -> str:
+    """`auto` is the first CUDA device where there is one, else the CPU."""
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_base(
+    base: str | Path | BaseFingerprint, *, device: str = "auto", dtype: str | None = None
+) -> Base:
+    """Load a base from a directory or hub id; nothing in it is executed.
+
+    `dtype`: a torch dtype's name; by default float32 on the CPU (half precision is slow and inexact there)
+    and the dtype of the base's config elsewhere. Raises InputError where files are missing or unsafe.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    fingerprint = base if isinstance(base, BaseFingerprint) else BaseFingerprint.of(base)
+    device = pick_device(device)
+    if dtype is None:
+        dtype = "float32" if device == "cpu" else "auto"
+    path = str(fingerprint.path)
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"a base needs a chat template, and {fingerprint.name} has none",
+            fix="take the instruction-tuned model of the same family",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.to(device)
+    model.eval()
+    model.requires_grad_(False)
+    return Base(model, tokenizer, fingerprint)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Loading bars and advice of transformers off: Inlay draws its own progress."""
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def as_messages(prompt: Prompt) -> list[dict[str, str]]:
+    """A bare string is one user message."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids of the conversation up to where the assistant begins to answer."""
+    ids = tokenizer.apply_chat_template(
+        as_messages(prompt), add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return [int(i) for i in ids]
+
+
+def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str) -> tuple[list[int], int]:
+    """Token ids of prompt, answer and the end of the turn, and how many of them are the prompt's.
+
+    What follows the end-of-turn token (some templates add a line break) is cut: no decoder emits it.
+    Raises InputError if the template rewrites the prompt once an answer follows, since then no position
+    of the answer is well defined.
+    """
+    head = encode_prompt(tokenizer, prompt)
+    whole = tokenizer.apply_chat_template(
+        [*as_messages(prompt), {"role": "assistant", "content": answer}], tokenize=True, return_dict=False
+    )
+    whole = [int(i) for i in whole]
+    if whole[: len(head)] != head:
+        raise InputError(
+            "the chat template must keep the prompt's tokens when an answer follows, and it changes them",
+            fix="use a template whose generation prompt is a prefix of the full conversation",
+        )
+    tail = whole[len(head) :]
+    if tokenizer.eos_token_id in tail:
+        tail = tail[: tail.index(tokenizer.eos_token_id) + 1]
+    else:
+        tail = [*tail, int(tokenizer.eos_token_id)]
+    return [*head, *tail], len(head)
+
+
+def batches_by_length(lengths: Sequence[int], batch_tokens: int, batch_rows: int = 256) -> Iterator[list[int]]:
+    """Indices grouped so that a padded batch holds at most `batch_tokens` tokens; longest first, so that
+    a batch too large for the memory fails at once and not after minutes."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        rows = max(1, min(batch_rows, batch_tokens // max(1, lengths[order[start]])))
+        yield order[start : start + rows]
+        start += rows
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, *, side: str, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids -> (ids, mask), both long (rows, longest)."""
+    import torch
+
+    width = max(len(r) for r in rows)
+    ids = torch.full((len(rows), width), value, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[i, where] = torch.tensor(row, dtype=torch.long)
+        mask[i, where] = 1
+    return ids.to(device), mask.to(device)
+
+
+@contextlib.contextmanager
+def head_only_at(model: torch.nn.Module, positions: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Inside, the model's head sees only the hidden states at `positions` (bool (batch, length)), so the
+    logits of a forward are (1, positions.sum(), vocab) instead of (batch, length, vocab). What the model
+    does to logits after its head (scaling, capping) still happens. Yields a list that receives those
+    hidden states, (positions.sum(), hidden)."""
+    seen: list[torch.Tensor] = []
+
+    def select(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        seen.append(args[0][positions])
+        return (seen[-1].unsqueeze(0), *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)  # type: ignore[operator]
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+class Chat:
+    """A causal language model asked through its chat template.
+
+    `route`, where given, is entered around every batch with the prompts' token ids, so that a composed
+    model can set its gates for exactly those rows. Greedy unless told otherwise.
+    """
+
+    def __init__(
+        self, base: Base, *, model: PreTrainedModel | None = None, route: Route | None = None, batch_tokens: int = 4096
+    ) -> None:
+        self.model = model if model is not None else base.model
+        self.tokenizer = base.tokenizer
+        self.fingerprint = base.fingerprint
+        self.route = route
+        self.batch_tokens = batch_tokens
+
+    @property
+    def device(self) -> str:
+        return str(next(self.model.parameters()).device)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What two evaluations must share to be compared item by item."""
+        return {
+            "decoding": "greedy",
+            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            "few_shot": 0,
+            "prompt": self.fingerprint.prompt,
+            "quantisation": None,
+            "scoring": "teacher-forced/1",
+        }
+
+    def _routed(self, prompts: list[list[int]]) -> AbstractContextManager[None]:
+        return self.route(prompts) if self.route is not None else contextlib.nullcontext()
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 64,
+        progress: Progress | None = None,
+        **decoding: Any,
+    ) -> list[str]:
+        """Answers in the order of the prompts, without special tokens, stripped.
+
+        `decoding`: further arguments of transformers' `generate` (do_sample, temperature, num_beams …).
+        Raises InputError for a prompt that leaves no room in the base's context.
+        """
+        import torch
+
+        encoded = [self._fitting(encode_prompt(self.tokenizer, p), max_new_tokens, i) for i, p in enumerate(prompts)]
+        answers = [""] * len(encoded)
+        done = 0
+        settings = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **decoding}
+        for rows in batches_by_length([len(e) + max_new_tokens for e in encoded], self.batch_tokens):
+            prompt_ids = [encoded[i] for i in rows]
+            ids, mask = pad(prompt_ids, self.tokenizer.pad_token_id, side="left", device=self.device)
+            with torch.inference_mode(), self._routed(prompt_ids):
+                out = self.model.generate(
+                    input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **settings
+                )
+            texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+            for i, text in zip(rows, texts, strict=True):
+                answers[i] = text.strip()
+            done += len(rows)
+            if progress:
+                progress(done, len(encoded))
+        return answers
+
+    def matches(
+        self, prompts: Sequence[Prompt], answers: Sequence[str], *, progress: Progress | None = None
+    ) -> list[bool]:
+        """Would greedy decoding give exactly these answers? One forward pass each instead of one a token:
+        greedy emits the answer if and only if each of its tokens, and the end of the turn, is the argmax
+        after the ones before it."""
+        verdicts = [False] * len(prompts)
+        done = 0
+        for rows, hidden, targets, counts in self.states(prompts, answers):
+            right = (self.head(hidden).argmax(-1) == targets).tolist()
+            start = 0
+            for i, count in zip(rows, counts, strict=True):
+                verdicts[i] = all(right[start : start + count])
+                start += count
+            done += len(rows)
+            if progress:
+                progress(done, len(prompts))
+        return verdicts
+
+    def states(
+        self, prompts: Sequence[Prompt], answers: Sequence[str]
+    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor, list[int]]]:
+        """Final hidden states where the answers' tokens are predicted, batch by batch.
+
+        Yields (indices of the items; hidden, the model's dtype, (n, hidden size); target token ids, long
+        (n,); positions an item has), where n is the sum of the counts and items stand in the order of the
+        indices. Depends only on lengths, so two models over the same items yield the same batches.
+        """
+        import torch
+
+        pairs = [encode_pair(self.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
+        for i, (ids, _) in enumerate(pairs):
+            self._fitting(ids, 0, i)
+        for rows in batches_by_length([len(ids) for ids, _ in pairs], self.batch_tokens):
+            chosen = [pairs[i] for i in rows]
+            ids, mask = pad([c[0] for c in chosen], self.tokenizer.pad_token_id, side="right", device=self.device)
+            answer = torch.zeros_like(mask, dtype=torch.bool)
+            for r, (row, n_prompt) in enumerate(chosen):
+                answer[r, n_prompt : len(row)] = True
+            predicts = torch.roll(answer, -1, dims=1)  # position t predicts token t + 1
+            predicts[:, -1] = False
+            with torch.inference_mode(), self._routed([row[:n] for row, n in chosen]):
+                with head_only_at(self.model, predicts) as seen:
+                    self.model(input_ids=ids, attention_mask=mask, use_cache=False)
+            yield rows, seen[0], ids[answer], [len(row) - n for row, n in chosen]
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (n, vocab), float32, from final hidden states (n, hidden size); the cap that some
+        architectures put on their logits is applied."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self.model.get_output_embeddings()(hidden).float()
+            cap = getattr(self.model.config, "final_logit_softcapping", None)
+            return torch.tanh(logits / cap) * cap if cap else logits
+
+    def _fitting(self, ids: list[int], room: int, index: int) -> list[int]:
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is not None and len(ids) + room > limit:
+            raise InputError(
+                f"prompt and answer must fit the base's context of {limit} tokens, and prompt {index + 1} needs "
+                f"{len(ids) + room}",
+                fix="shorten it or lower max_new_tokens",
+            )
+        return ids
+
+
+def base_answers(
+    base: Base,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int = 32,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
+    """The base's own greedy answers, generated once per (base, prompts) and kept in `cache_dir`.
+
+    The file carries the digest of its answers; a file that does not match is made again.
+    """
+    import torch
+
+    key = {
+        "answers": 1,
+        "max_new_tokens": max_new_tokens,
+        "prompt": base.fingerprint.prompt,
+        "prompts": list(prompts),
+        "weights": base.fingerprint.weights,
+        "dtype": str(base.model.dtype),
+        "torch": torch.__version__.split("+")[0],
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    file = cache_dir / "answers" / f"{name}.json" if cache_dir is not None else None
+    if file is not None and file.exists():
+        with contextlib.suppress(ValueError, KeyError, OSError):
+            held = json.loads(file.read_text())
+            if held["digest"] == _digest_of(held["answers"]) and len(held["answers"]) == len(prompts):
+                return list(held["answers"])
+    answers = Chat(base).generate(prompts, max_new_tokens=max_new_tokens, progress=progress)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{id(answers)}.tmp")
+        temporary.write_text(json.dumps({"answers": answers, "digest": _digest_of(answers)}))
+        temporary.replace(file)
+    return answers
+
+
+def _digest_of(answers: list[str]) -> str:
+    return hashlib.sha256(json.dumps(answers).encode()).hexdigest()

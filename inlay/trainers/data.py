@@ -1,0 +1,157 @@
+"""Training rows from JSONL: three layouts in, one out.
+
+Knows files, lines and layouts. Does not know tokenizers or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inlay.errors import InputError
+
+Message = dict[str, str]
+
+LAYOUTS = (
+    '{"instruction": …, "input": …, "output": …}',
+    '{"prompt": …, "completion": …}',
+    '{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}',
+)
+"""What a line may look like; one file may mix them."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation up to the assistant's turn, and the answer that the loss is taken on."""
+
+    prompt: str | tuple[tuple[str, str], ...]
+    answer: str
+
+    @property
+    def messages(self) -> str | list[Message]:
+        """As `inlay.evals.inference.Prompt`: a user's string, or a list of messages."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return [{"role": role, "content": content} for role, content in self.prompt]
+
+    @property
+    def text(self) -> str:
+        """The last thing the user said: what a router would see."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1][1]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples in file order, known by the digest of their content."""
+
+    name: str
+    examples: tuple[Example, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.examples)
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` over the canonical JSON of all (prompt, answer) pairs, in order."""
+        body = json.dumps([[e.messages, e.answer] for e in self.examples], sort_keys=True, ensure_ascii=False)
+        return "sha256:" + hashlib.sha256(body.encode()).hexdigest()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the registry keeps of the data: name, rows and digest, not the rows."""
+        return {"digest": self.digest, "name": self.name, "rows": len(self)}
+
+
+def read_dataset(source: str | Path | Sequence[dict[str, Any]], *, name: str | None = None) -> Dataset:
+    """Read training rows from a JSONL file, or take them as a list of dicts.
+
+    Layouts: see `LAYOUTS`. A triplet's prompt is its instruction, a line break and its input (the
+    instruction alone where the input is empty). Raises InputError naming file and line for a missing file,
+    an empty or malformed line, an unknown layout, an empty answer.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.is_file():
+            raise InputError(f"training data must be a JSONL file, and there is none at {path}", fix="check the path")
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} must be UTF-8, and byte {error.start} is not") from None
+        rows = [_example(_parsed(line, path, n), f"{path}, line {n}") for n, line in enumerate(lines, 1)]
+        name = name or path.stem
+    else:
+        rows = [_example(row, f"row {n}") for n, row in enumerate(source, 1)]
+    if not rows:
+        raise InputError(f"training data must hold at least one row, and {name or 'the list'} holds none")
+    return Dataset(name or "rows", tuple(rows))
+
+
+def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
+    if not line.strip():
+        raise InputError(f"{path}, line {number} is empty", fix="every line holds one JSON object; remove the line")
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}",
+            fix=f"write one object per line, such as {LAYOUTS[0]}",
+        ) from None
+    if not isinstance(row, dict):
+        raise InputError(f"{path}, line {number} must be a JSON object, and is a {type(row).__name__}")
+    return row
+
+
+def _example(row: dict[str, Any], where: str) -> Example:
+    if "instruction" in row and "output" in row:
+        texts = {key: _text(row.get(key, ""), key, where) for key in ("instruction", "input", "output")}
+        prompt = texts["instruction"] + ("\n" + texts["input"] if texts["input"] else "")
+        return _checked(prompt, texts["output"], where)
+    if "prompt" in row and "completion" in row:
+        if isinstance(row["prompt"], list):
+            answer = row["completion"]
+            answer = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
+            return _conversation([*row["prompt"], *answer], where)
+        return _checked(_text(row["prompt"], "prompt", where), _text(row["completion"], "completion", where), where)
+    if "messages" in row:
+        return _conversation(row["messages"], where)
+    raise InputError(
+        f"{where} has the keys {', '.join(sorted(row)) or '(none)'}, which is no known layout",
+        fix="use one of " + " or ".join(LAYOUTS),
+    )
+
+
+def _conversation(messages: Any, where: str) -> Example:
+    if not isinstance(messages, list) or len(messages) < 2:
+        raise InputError(f"{where}: messages must be a list of at least a question and an answer")
+    turns = []
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+            raise InputError(f'{where}: each message must be {{"role": …, "content": …}}, and one is {message!r:.60}')
+        turns.append((_text(message["role"], "role", where), _text(message["content"], "content", where)))
+    if turns[-1][0] != "assistant":
+        raise InputError(f"{where}: the last message must be the assistant's, and it is the {turns[-1][0]}'s")
+    if len(turns) == 2 and turns[0][0] == "user":
+        return _checked(turns[0][1], turns[1][1], where)
+    _checked(turns[-2][1], turns[-1][1], where)
+    return Example(tuple(turns[:-1]), turns[-1][1].strip())
+
+
+def _checked(prompt: str, answer: str, where: str) -> Example:
+    if not prompt.strip():
+        raise InputError(f"{where}: the prompt is empty", fix="remove the row")
+    if not answer.strip():
+        raise InputError(f"{where}: the answer is empty, and the loss is taken on the answer", fix="remove the row")
+    return Example(prompt, answer.strip())
+
+
+def _text(value: Any, key: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {key} must be a string, and is a {type(value).__name__}")
+    return value
