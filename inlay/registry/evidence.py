@@ -1,0 +1,266 @@
+"""Suites, scores and reports as they are kept, and the evidence a guard is judged by.
+
+An eval counts as evidence only beside others of the same base, suite, metric and protocol: a score from elsewhere
+never satisfies a guard.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from inlay.errors import InputError, IntegrityError, ReferenceNotFound
+from inlay.registry import lookup
+from inlay.registry.canonical import canonical, is_digest, now
+from inlay.registry.guards import Evidence, Guard
+from inlay.registry.names import check_name, close_to
+from inlay.registry.records import EvalRecord, Lock, SuiteRow, Version
+from inlay.registry.store import Store
+
+_TEXTS = ("subject", "base_weights", "base_prompt", "suite", "suite_name", "metric", "protocol", "device")
+
+
+def put_suite(
+    store: Store, name: str, digest: str, items: bytes, *, metric: str, skills: Mapping[str, Any]
+) -> SuiteRow:
+    """See `Registry.put_suite`."""
+    check_name(name)
+    if not is_digest(digest):
+        raise InputError(f"a suite has a digest, got {str(digest)[:80]!r}")
+    n = sum(1 for line in items.split(b"\n") if line.strip())
+    stored = store.objects.put_bytes(items)
+    with store.db.transaction():
+        newest = store.db.row("SELECT * FROM suites WHERE name = ? ORDER BY id DESC LIMIT 1", [name])
+        row = {
+            "name": name,
+            "digest": digest,
+            "items": stored,
+            "metric": metric,
+            "skills": canonical(skills),
+            "n": n,
+        }
+        if newest is not None and all(newest[key] == value for key, value in row.items()):
+            return _suite(newest)
+        other = store.db.row("SELECT items FROM suites WHERE digest = ? AND items <> ?", [digest, stored])
+        if other is not None:
+            raise IntegrityError(f"the suite {digest[:15]}… is stored already with other items")
+        row["created"] = now()
+        store.db.insert("suites", row)
+    return suite(store, name)
+
+
+def suite(store: Store, name_or_digest: str) -> SuiteRow:
+    """The suite with that digest, or the newest of that name; ReferenceNotFound if there is none."""
+    column = "digest" if is_digest(name_or_digest) else "name"
+    row = store.db.row(f"SELECT * FROM suites WHERE {column} = ? ORDER BY id DESC LIMIT 1", [name_or_digest])
+    if row is None:
+        known = [r["name"] for r in store.db.rows("SELECT DISTINCT name FROM suites ORDER BY name")]
+        near = close_to(name_or_digest, known)
+        raise ReferenceNotFound(
+            f"there is no suite {name_or_digest[:80]!r} in the registry",
+            fix=near or "evaluate with it once: `inlay eval REF --suite FILE`",
+        )
+    return _suite(row)
+
+
+def suites(store: Store) -> list[SuiteRow]:
+    """The newest suite of each name, in alphabetical order."""
+    rows = store.db.rows(
+        "SELECT * FROM suites WHERE id IN (SELECT max(id) FROM suites GROUP BY name) ORDER BY name"
+    )
+    return [_suite(row) for row in rows]
+
+
+def put_eval(store: Store, record: EvalRecord) -> EvalRecord:
+    """See `Registry.put_eval`."""
+    if record.subject != "base" and not is_digest(record.subject):
+        raise InputError(f"an eval's subject is a digest or base, got {record.subject[:80]!r}")
+    if not all(math.isfinite(v) for v in (record.score, record.low, record.high)):
+        raise InputError("an eval's score and interval must be finite")
+    record = replace(record, created=record.created or now())
+    key, outcomes = record.key, _pack(record.outcomes)
+    with store.db.transaction():
+        row = store.db.row("SELECT * FROM evals WHERE key = ?", [key])
+        if row is not None:
+            if row["outcomes"] != outcomes:
+                raise IntegrityError(
+                    f"{record.suite_name} was scored before for this subject and protocol with {row['score']:.4f}, "
+                    f"now with {record.score:.4f}: the same key must give the same outcomes",
+                    fix="put what differs (device precision, seed) into the protocol",
+                )
+            return _eval(row)
+        values: dict[str, Any] = {name: getattr(record, name) for name in _TEXTS}
+        store.db.insert(
+            "evals",
+            {
+                "key": key,
+                **values,
+                "protocol_detail": canonical(record.protocol_detail),
+                "score": float(record.score),
+                "n": record.n,
+                "low": float(record.low),
+                "high": float(record.high),
+                "outcomes": outcomes,
+                "splits": canonical(record.splits),
+                "versions": canonical(record.versions),
+                "created": record.created,
+            },
+        )
+    return record
+
+
+def evals(
+    store: Store,
+    subject: str | None = None,
+    suite_name: str | None = None,
+    *,
+    base_weights: str | None = None,
+    protocol: str | None = None,
+    limit: int | None = None,
+) -> list[EvalRecord]:
+    """See `Registry.evals`."""
+    conditions: dict[str, str] = {}
+    if subject is not None:
+        conditions["subject"] = subject_of(store, subject)
+    if suite_name is not None:
+        conditions["suite" if is_digest(suite_name) else "suite_name"] = suite_name
+    if base_weights is not None:
+        conditions["base_weights"] = base_weights
+    if protocol is not None:
+        conditions["protocol"] = protocol
+    where = " AND ".join(f"{column} = ?" for column in conditions) or "1"
+    rows = store.db.rows(
+        f"SELECT * FROM evals WHERE {where} ORDER BY id DESC LIMIT ?",
+        [*conditions.values(), -1 if limit is None else max(0, limit)],
+    )
+    return [_eval(row) for row in rows]
+
+
+def subject_of(store: Store, subject: str) -> str:
+    """The digest that a reference, a whole digest or "base" names as an eval's subject."""
+    if subject == "base" or is_digest(subject):
+        return subject
+    return lookup.resolve(store, subject).digest
+
+
+def put_report(store: Store, subject: str, kind: str, report: Mapping[str, Any]) -> str:
+    """See `Registry.put_report`."""
+    check_name(kind)
+    digest = subject_of(store, subject)
+    stored = store.objects.put_bytes(canonical(report).encode())
+    with store.db.transaction():
+        store.db.insert("reports", {"subject": digest, "kind": kind, "object": stored, "created": now()})
+    return stored
+
+
+def reports(store: Store, subject: str, kind: str | None, limit: int | None) -> list[dict[str, Any]]:
+    """See `Registry.reports`."""
+    rows = store.db.rows(
+        "SELECT object FROM reports WHERE subject = ?1 AND (?2 IS NULL OR kind = ?2) ORDER BY id DESC LIMIT ?3",
+        [subject_of(store, subject), kind, -1 if limit is None else max(0, limit)],
+    )
+    return [json.loads(store.objects.read(row["object"], what="report")) for row in rows]
+
+
+def pin_guard(store: Store, guard: Guard) -> Guard:
+    """`guard` with the digest of each of its suites as they are now, unless it names one already."""
+    return replace(
+        guard, pinned={name: guard.pinned.get(name) or suite(store, name).digest for name in guard.names()}
+    )
+
+
+def gather(
+    store: Store, guard: Guard, candidate: Version | Lock, current: Version | Lock | None
+) -> list[Evidence]:
+    """What is known about each suite of `guard`, for `candidate`, its base, and what it would replace."""
+    found = []
+    for role, names in guard.suites.items():
+        for name in names:
+            row = suite(store, guard.pinned.get(name, name))
+            records = _records(store, candidate.digest, row, candidate)
+            bases = _records(store, "base", row, candidate)
+            mine = next((r for r in records if any(r.comparable(b) for b in bases)), None)
+            mine = mine or (records[0] if records else None)
+            base = next((b for b in bases if mine is not None and b.comparable(mine)), None)
+            before = None
+            if current is not None and mine is not None:
+                before = next(
+                    (r for r in _records(store, current.digest, row, candidate) if r.comparable(mine)), None
+                )
+            found.append(
+                Evidence(
+                    role=role,
+                    suite=name,
+                    candidate=mine,
+                    base=base,
+                    current=before,
+                    held_out=_held_out(store, row),
+                    digest=row.digest,
+                    has_current=current is not None,
+                    subject=candidate.ref,
+                )
+            )
+    return found
+
+
+def _records(store: Store, subject: str, row: SuiteRow, candidate: Version | Lock) -> list[EvalRecord]:
+    """Evals of `subject` on the suite under the candidate's base, newest first."""
+    rows = store.db.rows(
+        "SELECT * FROM evals WHERE subject = ? AND suite = ? AND base_weights = ? AND base_prompt = ? ORDER BY id DESC",
+        [subject, row.digest, candidate.base.weights, candidate.base.prompt],
+    )
+    return [_eval(r) for r in rows]
+
+
+def _held_out(store: Store, row: SuiteRow) -> tuple[bool, ...] | None:
+    """Which items of the suite are of held-out skills; None where no item says."""
+    items = [
+        json.loads(line) for line in store.objects.read(row.items, what="suite").split(b"\n") if line.strip()
+    ]
+    if not any(isinstance(i, dict) and ("held_out" in i or "split" in i) for i in items):
+        return None
+    return tuple(i.get("held_out") is True or i.get("split") == "held_out" for i in items)
+
+
+def _pack(outcomes: tuple[bool | float, ...]) -> str:
+    """Outcomes as text: "b:0110…" where all are true or false, else a JSON list of numbers."""
+    if all(isinstance(o, bool) for o in outcomes):
+        return "b:" + "".join("1" if o else "0" for o in outcomes)
+    return canonical([float(o) for o in outcomes])
+
+
+def _unpack(text: str) -> tuple[bool | float, ...]:
+    if text.startswith("b:"):
+        return tuple(c == "1" for c in text[2:])
+    return tuple(json.loads(text))
+
+
+def _eval(row: sqlite3.Row) -> EvalRecord:
+    return EvalRecord(
+        **{name: row[name] for name in _TEXTS},
+        protocol_detail=json.loads(row["protocol_detail"]),
+        score=row["score"],
+        n=row["n"],
+        low=row["low"],
+        high=row["high"],
+        outcomes=_unpack(row["outcomes"]),
+        splits=json.loads(row["splits"]),
+        versions=json.loads(row["versions"]),
+        created=row["created"],
+    )
+
+
+def _suite(row: sqlite3.Row) -> SuiteRow:
+    return SuiteRow(
+        name=row["name"],
+        digest=row["digest"],
+        items=row["items"],
+        metric=row["metric"],
+        skills=json.loads(row["skills"]),
+        n=row["n"],
+        created=row["created"],
+    )

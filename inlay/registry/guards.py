@@ -1,0 +1,169 @@
+"""Guards: thresholds that evidence must meet before an alias may move. The registry keeps and gathers; the numbers
+are judged by a function that `inlay.evals` provides, because statistics are not the registry's business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from inlay.errors import InputError
+from inlay.registry.records import EvalRecord
+
+THRESHOLDS = ("forget", "gain", "regress")
+ROLES = ("general", "target")
+_MAX_SUITES = 64
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Thresholds in points of the score (0.05 = five points), each a one-sided 95% bound; None is no threshold.
+
+    `forget`: most that may be lost on held-out general items against the base (upper bound).
+    `gain`: least that must be gained on the target against the base (lower bound).
+    `regress`: most that may be lost on the target against what the alias points to now (upper bound).
+    `suites`: {"general": names, "target": names}; `pinned`: name -> digest, filled in when the guard is set.
+    """
+
+    forget: float | None = None
+    gain: float | None = None
+    regress: float | None = None
+    suites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    pinned: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, value: Guard | Mapping[str, Any]) -> Guard:
+        """The guard that a mapping (a parsed YAML) describes. InputError names an unknown key or a bad value."""
+        if isinstance(value, Guard):
+            return value
+        if not isinstance(value, Mapping):
+            raise InputError(f"a guard must be a mapping, got a {type(value).__name__}", fix=_allowed())
+        unknown = [key for key in value if key not in (*THRESHOLDS, "suites", "pinned")]
+        if unknown:
+            raise InputError(f"a guard has the unknown key {str(unknown[0])[:60]!r}", fix=_allowed())
+        thresholds = {key: _threshold(key, value[key]) for key in THRESHOLDS if value.get(key) is not None}
+        suites = _suites(value.get("suites") or {})
+        needs = {"forget": "general", "gain": "target", "regress": "target"}
+        for threshold, role in needs.items():
+            if threshold in thresholds and not suites.get(role):
+                raise InputError(
+                    f"a guard with {threshold} needs {role} suites, it has none",
+                    fix=f"add suites: {{{role}: [NAME]}}",
+                )
+        pinned = value.get("pinned") or {}
+        if not isinstance(pinned, Mapping) or not all(isinstance(v, str) for v in pinned.values()):
+            raise InputError("pinned must map names of suites to digests")
+        return cls(**thresholds, suites=suites, pinned=dict(pinned))
+
+    def stricter(self, other: Guard | None) -> Guard:
+        """The guard that asks for everything both ask for."""
+        if other is None:
+            return self
+        suites = {
+            role: tuple(sorted({*self.suites.get(role, ()), *other.suites.get(role, ())}))
+            for role in ROLES
+            if self.suites.get(role) or other.suites.get(role)
+        }
+        return Guard(
+            forget=_pick(min, self.forget, other.forget),
+            gain=_pick(max, self.gain, other.gain),
+            regress=_pick(min, self.regress, other.regress),
+            suites=suites,
+            pinned={**other.pinned, **self.pinned},
+        )
+
+    def names(self) -> tuple[str, ...]:
+        """All its suites' names, sorted."""
+        return tuple(sorted({name for names in self.suites.values() for name in names}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON, without what is not set."""
+        result: dict[str, Any] = {
+            key: getattr(self, key) for key in THRESHOLDS if getattr(self, key) is not None
+        }
+        if self.suites:
+            result["suites"] = {role: list(names) for role, names in self.suites.items()}
+        if self.pinned:
+            result["pinned"] = dict(self.pinned)
+        return result
+
+    def __bool__(self) -> bool:
+        """Whether it asks for anything."""
+        return any(getattr(self, key) is not None for key in THRESHOLDS)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about one suite. The three records are item by item comparable; None where there is no such eval.
+
+    `held_out` says for each item whether it is of a held-out skill; None where the suite does not say.
+    `current` is None as well where the alias points to nothing yet: then `has_current` is False. `subject` is the
+    candidate's reference, `digest` the suite's.
+    """
+
+    role: str
+    suite: str
+    candidate: EvalRecord | None
+    base: EvalRecord | None
+    current: EvalRecord | None
+    held_out: tuple[bool, ...] | None
+    digest: str = ""
+    has_current: bool = False
+    subject: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge said. `reasons` are sentences with numbers; `checks` the numbers themselves, as plain JSON."""
+
+    passed: bool
+    reasons: list[str]
+    checks: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the journal keeps it."""
+        return {"passed": self.passed, "reasons": list(self.reasons), "checks": list(self.checks)}
+
+
+Judge = Callable[[Guard, list[Evidence]], Verdict]
+
+
+def _threshold(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(
+            f"{key} must be a number, got {str(value)[:40]!r}", fix="write points as a fraction: 0.05"
+        )
+    if not 0 <= value <= 1:
+        raise InputError(f"{key} must be between 0 and 1, got {value}", fix="write five points as 0.05")
+    return float(value)
+
+
+def _suites(value: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, Mapping):
+        raise InputError(
+            "suites must map general and target to lists of names", fix="suites: {general: [general-v1]}"
+        )
+    result: dict[str, tuple[str, ...]] = {}
+    for role, names in value.items():
+        if role not in ROLES:
+            raise InputError(
+                f"suites has the unknown key {str(role)[:60]!r}", fix=f"allowed: {', '.join(ROLES)}"
+            )
+        listed = [names] if isinstance(names, str) else names
+        if not isinstance(listed, list | tuple) or not all(isinstance(n, str) and n for n in listed):
+            raise InputError(f"suites.{role} must be a list of names of suites")
+        if len(listed) > _MAX_SUITES:
+            raise InputError(f"suites.{role} has {len(listed)} names, at most {_MAX_SUITES} are allowed")
+        result[str(role)] = tuple(dict.fromkeys(listed))
+    return result
+
+
+def _pick(choose: Callable[..., float], one: float | None, other: float | None) -> float | None:
+    both = [value for value in (one, other) if value is not None]
+    return choose(both) if both else None
+
+
+def _allowed() -> str:
+    return f"allowed: {', '.join((*THRESHOLDS, 'suites'))}"

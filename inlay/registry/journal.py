@@ -1,0 +1,266 @@
+"""The journal: every change of what is live is one row, in integer order, each holding the hash of the one before.
+
+What an alias points to is its newest row that moves it. The stack under it is replayed: promote, base and disable
+push, rollback pops to the row that had pushed where it lands. Nothing is overwritten, so any past moment can be asked.
+
+    hash = sha256(canonical JSON of all other columns, the hash of the row before among them)
+
+An edited, inserted or deleted row breaks the chain. A cut tail or a chain written anew does not show inside the
+file: export `head` and keep it elsewhere. Who acted is what the environment said: advisory.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from inlay.errors import InputError
+from inlay.registry.canonical import PREFIX, canonical, digest_of, now, timestamp
+from inlay.registry.database import Database
+from inlay.registry.printable import printable
+
+GENESIS = PREFIX + "0" * 64
+MAX_WHY = 4096
+
+_HASHED = (
+    "seq",
+    "at",
+    "who",
+    "verb",
+    "name",
+    "alias",
+    "moves",
+    "from_number",
+    "from_ref",
+    "from_digest",
+    "to_number",
+    "to_ref",
+    "to_digest",
+    "why",
+    "verdict",
+    "detail",
+    "previous",
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an alias can point to: a version or a lock by its number."""
+
+    number: int
+    ref: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """One journal row."""
+
+    seq: int
+    at: str
+    who: str
+    verb: str
+    name: str
+    alias: str | None
+    moves: bool
+    from_number: int | None
+    from_ref: str | None
+    from_digest: str | None
+    to_number: int | None
+    to_ref: str | None
+    to_digest: str | None
+    why: str
+    verdict: Mapping[str, Any] | None
+    detail: Mapping[str, Any]
+    previous: str
+    hash: str
+
+    @property
+    def forced(self) -> bool:
+        """Whether somebody overrode the guard, by name."""
+        return bool(self.detail.get("forced"))
+
+    @property
+    def target(self) -> Target | None:
+        """What the alias points to after this row; None where it was disabled."""
+        if self.to_number is None or self.to_ref is None or self.to_digest is None:
+            return None
+        return Target(self.to_number, self.to_ref, self.to_digest)
+
+    def sentence(self) -> str:
+        """The row as one English sentence on one line, safe to print."""
+        where = f"{self.name}@{self.alias}" if self.alias else self.name
+        before, after = self.from_ref or "nothing", self.to_ref or "nothing"
+        match self.verb:
+            case "add":
+                said = f"registered {after}"
+            case "lock":
+                said = f"locked {after}"
+            case "promote":
+                forced = " by force" if self.forced else ""
+                said = f"promoted {where} to {after}{forced} (before: {before})"
+            case "refused":
+                said = f"was refused {after} for {where} (it stays at {before})"
+            case "rollback":
+                said = f"rolled {where} back from {before} to {after}"
+            case "base":
+                said = f"put {where} on the bare base as {after} (before: {before})"
+            case "disable":
+                said = f"disabled {where} (before: {before})"
+            case "yank":
+                said = f"yanked {before}"
+            case "guard":
+                said = (
+                    f"set the guard of {where}"
+                    if self.detail.get("guard")
+                    else f"removed the guard of {where}"
+                )
+            case _:
+                said = f"did {self.verb} on {where}"
+        reasons = list((self.verdict or {}).get("reasons", [])) if self.verb == "refused" else []
+        if self.detail.get("because"):
+            reasons.append(f"because of {self.detail['because']}")
+        if self.why:
+            reasons.append(self.why)
+        tail = f": {'; '.join(map(str, reasons))}" if reasons else ""
+        return printable(f"#{self.seq} {self.at[:19].replace('T', ' ')} {self.who} {said}{tail}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain JSON, for `--json` and for bundles."""
+        return {column: getattr(self, column) for column in (*_HASHED, "hash")}
+
+
+def append(
+    db: Database,
+    *,
+    who: str,
+    verb: str,
+    name: str,
+    alias: str | None = None,
+    moves: bool = False,
+    before: Target | None = None,
+    after: Target | None = None,
+    why: str = "",
+    verdict: Mapping[str, Any] | None = None,
+    detail: Mapping[str, Any] | None = None,
+) -> Event:
+    """Add one row, inside a transaction. Its time is later than that of every row before it."""
+    if len(why) > MAX_WHY or len(who) > MAX_WHY:
+        raise InputError(f"who and why are at most {MAX_WHY} characters, got {max(len(why), len(who))}")
+    last = head(db)
+    row: dict[str, Any] = {
+        "seq": last[0] + 1,
+        "at": _after(last[2]),
+        "who": _storable(who),
+        "verb": verb,
+        "name": name,
+        "alias": alias,
+        "moves": int(moves),
+        "from_number": before.number if before else None,
+        "from_ref": before.ref if before else None,
+        "from_digest": before.digest if before else None,
+        "to_number": after.number if after else None,
+        "to_ref": after.ref if after else None,
+        "to_digest": after.digest if after else None,
+        "why": _storable(why),
+        "verdict": canonical(verdict) if verdict is not None else None,
+        "detail": canonical(detail or {}),
+        "previous": last[1],
+    }
+    row["hash"] = row_hash(row)
+    db.execute(
+        f"INSERT INTO journal ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
+    )
+    return event(row)
+
+
+def row_hash(row: Mapping[str, Any] | sqlite3.Row) -> str:
+    """What the `hash` column of `row` must be."""
+    return digest_of(canonical({column: row[column] for column in _HASHED}))
+
+
+def event(row: Mapping[str, Any] | sqlite3.Row) -> Event:
+    """The Event that a row of the table holds."""
+    values = {column: row[column] for column in (*_HASHED, "hash")}
+    values["moves"] = bool(values["moves"])
+    values["verdict"] = json.loads(values["verdict"]) if values["verdict"] is not None else None
+    values["detail"] = json.loads(values["detail"])
+    return Event(**values)
+
+
+def head(db: Database) -> tuple[int, str, str]:
+    """(seq, hash, at) of the newest row; (0, GENESIS, "") of an empty journal."""
+    row = db.row("SELECT seq, hash, at FROM journal ORDER BY seq DESC LIMIT 1")
+    return (row["seq"], row["hash"], row["at"]) if row else (0, GENESIS, "")
+
+
+def events(db: Database, name: str | None = None, *, limit: int | None = None) -> list[Event]:
+    """The rows about `name` (every name, if None), newest first, at most `limit`."""
+    where, parameters = ("WHERE name = ?", [name]) if name is not None else ("", [])
+    rows = db.rows(
+        f"SELECT * FROM journal {where} ORDER BY seq DESC LIMIT ?",
+        [*parameters, -1 if limit is None else max(0, limit)],
+    )
+    return [event(row) for row in rows]
+
+
+def newest_move(db: Database, name: str, alias: str, *, at: str | None = None) -> Event | None:
+    """The row that says what (name, alias) points to, now or at a past moment."""
+    when, parameters = ("AND at <= ?", [at]) if at is not None else ("", [])
+    row = db.row(
+        f"SELECT * FROM journal WHERE moves = 1 AND name = ? AND alias = ? {when} ORDER BY seq DESC LIMIT 1",
+        [name, alias, *parameters],
+    )
+    return event(row) if row else None
+
+
+def stack(db: Database, name: str, alias: str) -> list[Event]:
+    """The rows whose targets lie on the alias's stack, the live one last."""
+    rows = db.rows(
+        "SELECT * FROM journal WHERE moves = 1 AND name = ? AND alias = ? ORDER BY seq", [name, alias]
+    )
+    return replay(event(row) for row in rows)
+
+
+def replay(moves: Iterable[Event]) -> list[Event]:
+    """The stack that these moves of one alias leave, by the rule in this module's first lines."""
+    entries: list[Event] = []
+    for move in moves:
+        if move.verb == "rollback":
+            landed = move.detail["entry"]
+            while entries and entries[-1].seq != landed:
+                entries.pop()
+        else:
+            entries.append(move)
+    return entries
+
+
+def verify(db: Database) -> list[str]:
+    """What is wrong with the chain, one sentence for each row; empty if nothing is."""
+    problems, previous, expected = [], GENESIS, 1
+    for row in db.connection.execute("SELECT * FROM journal ORDER BY seq"):
+        if row["seq"] != expected:
+            problems.append(f"journal: rows {expected} to {row['seq'] - 1} are missing")
+        if row["hash"] != row_hash(row):
+            problems.append(f"journal: row {row['seq']} was edited, its hash is not that of its content")
+        elif row["previous"] != previous:
+            problems.append(f"journal: row {row['seq']} does not follow the row before it")
+        previous, expected = row["hash"], row["seq"] + 1
+    return problems
+
+
+def _after(last: str) -> str:
+    """Now, or a microsecond past `last` where the clock has not moved on or went back."""
+    present = now()
+    if present > last:
+        return present
+    return timestamp(datetime.fromisoformat(last) + timedelta(microseconds=1))
+
+
+def _storable(text: str) -> str:
+    """Text as SQLite can hold it: lone surrogates, which UTF-8 has no bytes for, become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,371 @@
+"""From recipes to locks: every reference pinned to a digest, so that a lock means the same for ever.
+
+A pinned node is the recipe's node with digests for references::
+
+    {"use": DIGEST, "name": "legal@v2", "weight": 1.0}
+    {"stack": [node…]}   {"merge": [node…], "method", "params", "rank", "space", "seed"}
+    {"route": {"by", "experts": [node…], "fallback": "base", "router": DIGEST}}
+
+with "weight" beside an operator where it is not 1. A variant that is used is copied in, node for node, with "lock" (its
+digest) and "name" (its ref) beside the operator, so that who composes needs to know nothing about nesting.
+The digest leaves "name" and "lock" out: they say where a node came from, not what it does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inlay.errors import BaseMismatch, InputError
+from inlay.registry import journal, lookup
+from inlay.registry.canonical import canonical, digest_of_json, now
+from inlay.registry.evidence import pin_guard
+from inlay.registry.fingerprint import BaseFingerprint
+from inlay.registry.names import check_name
+from inlay.registry.recipes import BASE, FITTED_ROUTERS, Merge, Node, Recipe, Route, Stack, Use
+from inlay.registry.records import BaseRef, Dependent, Drift, Lock, Member, Version
+from inlay.registry.store import Store
+
+_ANNOTATIONS = ("name", "lock")
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A recipe resolved against the registry, not yet stored."""
+
+    recipe: Recipe
+    tree: dict[str, Any]
+    versions: tuple[Version, ...]
+    locks: tuple[Lock, ...]
+
+
+def pin(store: Store, recipe: Recipe, *, routers: Mapping[str, str] | None) -> Pinned:
+    """Resolve every reference of `recipe`. `routers` None leaves routers out (to see what would be pinned).
+
+    Raises ReferenceNotFound, InputError for a yanked member, an unknown router or a router's weights that are missing.
+    """
+    versions: dict[str, Version] = {}
+    locks: dict[str, Lock] = {}
+    wanted = dict(routers or {})
+
+    def walk(node: Node, path: str) -> dict[str, Any]:
+        weight = {} if node.weight == 1.0 else {"weight": node.weight}
+        match node:
+            case Use():
+                return use(node)
+            case Stack():
+                return {"stack": below(node.members, path, "stack"), **weight}
+            case Merge():
+                pinned = {
+                    "merge": below(node.members, path, "merge"),
+                    "method": node.method,
+                    "rank": node.rank,
+                }
+                extra = {"params": dict(node.params), "space": node.space, "seed": node.seed}
+                return {**pinned, **extra, **weight}
+            case Route():
+                route: dict[str, Any] = {"by": node.by, "fallback": node.fallback}
+                route["experts"] = below(node.experts, path, "route")
+                if routers is not None and node.by in FITTED_ROUTERS:
+                    if path not in wanted:
+                        raise InputError(
+                            f"a route by {node.by} needs its router's weights, there are none for {path or 'the root'!r}",
+                            fix="fit it first: `inlay lock` does, and so does inlay.composer",
+                        )
+                    route["router"] = wanted.pop(path)
+                    store.objects.verify(route["router"], what="router")
+                return {"route": route, **weight}
+
+    def below(nodes: tuple[Node, ...], path: str, operator: str) -> list[dict[str, Any]]:
+        return [walk(n, f"{path}.{operator}.{i}" if path else f"{operator}.{i}") for i, n in enumerate(nodes)]
+
+    def use(node: Use) -> dict[str, Any]:
+        if node.ref == BASE:
+            return {"use": BASE, "weight": node.weight}
+        found = lookup.resolve(store, node.ref)
+        if found.yanked:
+            raise InputError(f"{found.ref} was yanked, a new lock must not use it", fix="pin another version")
+        if isinstance(found, Version):
+            versions[found.ref] = found
+            return {"use": found.digest, "name": found.ref, "weight": node.weight}
+        _refuse_tainted(store, found)
+        locks[found.ref] = found
+        for member in found.members:
+            inner = lookup.by_number(store, member.name, member.number)
+            assert isinstance(inner, Version)
+            versions[inner.ref] = inner
+        tree: dict[str, Any] = dict(found.tree)
+        if "use" in tree:
+            tree = {"stack": [tree]}
+        total = float(tree.pop("weight", 1.0)) * node.weight
+        scaled = {} if total == 1.0 else {"weight": total}
+        return {**tree, **scaled, "lock": found.digest, "name": found.ref}
+
+    tree = walk(recipe.compose, "")
+    if wanted:
+        raise InputError(f"there is no fitted route at {next(iter(wanted))[:80]!r} in the recipe")
+    return Pinned(recipe, tree, tuple(versions.values()), tuple(locks.values()))
+
+
+def digest_of_lock(base_weights: str, tree: Mapping[str, Any]) -> str:
+    """The identity of a lock: base weights and the tree, digests only."""
+    return digest_of_json({"base": base_weights, "tree": _bare(tree)})
+
+
+def lock(
+    store: Store,
+    name: str,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    routers: Mapping[str, str] | None,
+    base: BaseFingerprint | str | Path | None,
+    why: str,
+    provenance: Mapping[str, Any] | None,
+    who: str,
+    owner: str,
+) -> Lock:
+    """See `Registry.lock`."""
+    check_name(name)
+    _refuse_other_kind(store, name)
+    parsed = Recipe.of(recipe)
+    named = base if base is not None else parsed.base
+    fingerprint = BaseFingerprint.of(named) if named is not None else None
+    written = canonical(provenance) if provenance is not None else None
+    with store.db.transaction():
+        pinned = pin(store, parsed, routers=routers or {})
+        reference = common_base(pinned.versions, fingerprint)
+        guard = pin_guard(store, parsed.guard).to_dict() if parsed.guard else None
+        return insert(
+            store, name, pinned.tree, reference, fingerprint, parsed.text, guard, why, written, who, owner
+        )
+
+
+def insert(
+    store: Store,
+    name: str,
+    tree: Mapping[str, Any],
+    base: BaseRef,
+    fingerprint: BaseFingerprint | None,
+    text: str,
+    guard: Mapping[str, Any] | None,
+    why: str,
+    provenance: str | None,
+    who: str,
+    owner: str,
+) -> Lock:
+    """Store a pinned tree as the next lock of `name`, inside a transaction; the newest one if it is the same."""
+    from inlay.registry.adding import base_id, known_base_id, make_name
+
+    make_name(store, name, "variant", owner)
+    identity = base_id(store, fingerprint) if fingerprint else known_base_id(store, base)
+    digest, guard_text = digest_of_lock(base.weights, tree), canonical(guard) if guard else None
+    newest = store.db.row("SELECT * FROM locks WHERE name = ? ORDER BY number DESC LIMIT 1", [name])
+    if newest is not None and (newest["digest"], newest["recipe"], newest["guard"]) == (
+        digest,
+        text,
+        guard_text,
+    ):
+        return lookup.lock_by_id(store, newest["id"])
+    number = lookup.latest(store, name) + 1
+    row = {
+        "name": name,
+        "number": number,
+        "digest": digest,
+        "base": identity,
+        "recipe": text,
+        "tree": canonical(tree),
+        "guard": guard_text,
+        "provenance": provenance,
+        "author": who,
+        "why": why,
+        "created": now(),
+    }
+    lock_id = store.db.insert("locks", row)
+    for position, part in enumerate(_parts(store, tree)):
+        store.db.insert("lock_members", {"lock": lock_id, "position": position, **part})
+    target = journal.Target(number, f"{name}@v{number}", digest)
+    journal.append(store.db, who=who, verb="lock", name=name, after=target, why=why)
+    return lookup.lock_by_id(store, lock_id)
+
+
+def common_base(versions: tuple[Version, ...], fingerprint: BaseFingerprint | None) -> BaseRef:
+    """The base that all members are for; BaseMismatch if they differ, or differ from `fingerprint`."""
+    if fingerprint is not None:
+        chosen = BaseRef(
+            fingerprint.weights,
+            fingerprint.prompt,
+            fingerprint.name,
+            fingerprint.revision,
+            fingerprint.source,
+        )
+    else:
+        if not versions:
+            raise InputError("a recipe without adapters must name its base", fix="add `base: FOLDER`")
+        chosen = max(versions, key=lambda v: v.created).base
+    for version in versions:
+        if version.base.weights != chosen.weights:
+            raise BaseMismatch(
+                f"all members must share one base, {version.ref} is for {version.base.name} "
+                f"({version.base.weights[:15]}…), not for {chosen.name} ({chosen.weights[:15]}…)",
+                fix="compose adapters of the same base only",
+            )
+        if fingerprint is None and version.base.prompt != chosen.prompt:
+            raise BaseMismatch(
+                f"{version.ref} was registered with another tokenizer or chat template than {chosen.name}'s newest",
+                fix="name the base to use: `base: FOLDER` in the recipe",
+            )
+    return chosen
+
+
+def dependents(store: Store, thing: Version | Lock) -> list[Dependent]:
+    """Live variant aliases whose current lock contains `thing`, at any depth, in alphabetical order."""
+    if isinstance(thing, Version):
+        column, table = "version", "versions"
+    else:
+        column, table = "used_lock", "locks"
+    rows = store.db.rows(
+        f"""
+        WITH live AS (SELECT name, alias, max(seq) AS seq FROM journal WHERE moves = 1 GROUP BY name, alias)
+        SELECT DISTINCT j.name, j.alias, l.id FROM live
+        JOIN journal j ON j.seq = live.seq
+        JOIN locks l ON l.name = j.name AND l.number = j.to_number
+        JOIN lock_members m ON m.lock = l.id
+        JOIN {table} t ON t.id = m.{column}
+        WHERE t.name = ? AND t.number = ? ORDER BY j.name, j.alias""",
+        [thing.name, thing.number],
+    )
+    found = []
+    for row in rows:
+        lock = lookup.lock_by_id(store, row["id"])
+        found.append(Dependent(row["name"], row["alias"], lock, tuple(_through(lock, thing))))
+    return found
+
+
+def contains(lock: Lock, things: set[tuple[str, int]]) -> bool:
+    """Whether `lock` is, uses or nests any of the (name, number) in `things`."""
+    if (lock.name, lock.number) in things:
+        return True
+    return any(_named(node) in things for _, node in _walk(lock.tree) if "name" in node)
+
+
+def tainted(store: Store, thing: Version | Lock) -> str | None:
+    """The ref of what was yanked in `thing`, itself or a member at any depth; None if nothing was."""
+    if thing.yanked:
+        return thing.ref
+    if isinstance(thing, Lock):
+        for _, node in _walk(thing.tree):
+            if "name" in node:
+                inner = lookup.by_number(store, *_named(node))
+                if inner is not None and inner.yanked:
+                    return inner.ref
+    return None
+
+
+def drifted(store: Store, name: str | None = None) -> list[Drift]:
+    """Live variant aliases whose recipe would resolve to other versions now, in alphabetical order."""
+    rows = store.db.rows(
+        """
+        WITH live AS (SELECT name, alias, max(seq) AS seq FROM journal WHERE moves = 1 GROUP BY name, alias)
+        SELECT j.name, j.alias, l.id FROM live JOIN journal j ON j.seq = live.seq
+        JOIN locks l ON l.name = j.name AND l.number = j.to_number
+        WHERE ?1 IS NULL OR j.name = ?1 ORDER BY j.name, j.alias""",
+        [name],
+    )
+    found = []
+    for row in rows:
+        lock = lookup.lock_by_id(store, row["id"])
+        changes = tuple(_changes(store, Recipe.of(_reread(lock.recipe)).compose, lock.tree))
+        if changes:
+            found.append(Drift(row["name"], row["alias"], lock, changes))
+    return found
+
+
+def _reread(text: str) -> str | Mapping[str, Any]:
+    """A lock's recipe text: a dict was kept as JSON. Never a file's name, though it might look like one."""
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text + "\n"
+    return text + "\n"
+
+
+def _changes(store: Store, written: Node, pinned: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    if isinstance(written, Use):
+        if written.ref == BASE:
+            return
+        try:
+            means = lookup.resolve(store, written.ref)
+        except InputError:
+            yield written.ref, str(pinned["name"]), "nothing"
+            return
+        if means.digest != pinned.get("lock", pinned.get("use")):
+            yield written.ref, str(pinned["name"]), means.ref
+        return
+    nodes = written.experts if isinstance(written, Route) else written.members
+    for node, (_, child) in zip(nodes, lookup.children(pinned), strict=True):
+        yield from _changes(store, node, child)
+
+
+def _bare(node: Mapping[str, Any]) -> dict[str, Any]:
+    bare: dict[str, Any] = {key: value for key, value in node.items() if key not in _ANNOTATIONS}
+    for operator in ("stack", "merge"):
+        if operator in bare:
+            bare[operator] = [_bare(child) for child in bare[operator]]
+    if "route" in bare:
+        bare["route"] = {**bare["route"], "experts": [_bare(child) for child in bare["route"]["experts"]]}
+    return bare
+
+
+def _walk(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield path, node
+    for step, child in lookup.children(node):
+        yield from _walk(child, f"{path}.{step}" if path else step)
+
+
+def routers_of(tree: Mapping[str, Any]) -> list[str]:
+    """The digests of the routers' weights in a pinned tree."""
+    return [node["route"]["router"] for _, node in _walk(tree) if "router" in node.get("route", {})]
+
+
+def _named(node: Mapping[str, Any]) -> tuple[str, int]:
+    name, _, number = str(node["name"]).rpartition("@v")
+    return name, int(number)
+
+
+def _parts(store: Store, tree: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for path, node in _walk(tree):
+        if "name" not in node:
+            continue
+        name, number = _named(node)
+        table = "locks" if "lock" in node else "versions"
+        row = store.db.row(f"SELECT id FROM {table} WHERE name = ? AND number = ?", [name, number])
+        assert row is not None
+        yield {
+            "path": path,
+            "version": row["id"] if table == "versions" else None,
+            "used_lock": row["id"] if table == "locks" else None,
+            "digest": node["lock"] if table == "locks" else node["use"],
+            "weight": float(node.get("weight", 1.0)),
+        }
+
+
+def _through(lock: Lock, thing: Version | Lock) -> Iterator[Member]:
+    for path, node in _walk(lock.tree):
+        if "name" in node and _named(node) == (thing.name, thing.number):
+            yield Member(thing.name, thing.number, thing.digest, float(node.get("weight", 1.0)), path)
+
+
+def _refuse_tainted(store: Store, lock: Lock) -> None:
+    bad = tainted(store, lock)
+    if bad is not None:
+        raise InputError(f"{lock.ref} contains {bad}, which was yanked", fix="lock that variant again first")
+
+
+def _refuse_other_kind(store: Store, name: str) -> None:
+    row = store.db.row("SELECT kind FROM names WHERE name = ?", [name])
+    if row is not None and row["kind"] != "variant":
+        raise InputError(f"{name} is an adapter's name, a variant needs its own", fix="choose another name")

@@ -1,0 +1,304 @@
+"""From references to records. Resolving is one indexed SELECT: the alias's newest move, joined with what it names."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from inlay.errors import InputError, ReferenceNotFound
+from inlay.registry.canonical import moment
+from inlay.registry.names import Reference, check_name, close_to, parse_reference
+from inlay.registry.printable import printable
+from inlay.registry.records import BaseRef, Lock, Member, NameRow, Version
+from inlay.registry.store import Store
+
+_VERSION = (
+    "id", "name", "number", "digest", "kind", "rank", "targets", "parameters", "exactness", "size", "trained_on",
+    "mismatch", "run", "lineage", "notes", "author", "why", "created",
+)  # fmt: skip
+_LOCK = (
+    "id", "name", "number", "digest", "recipe", "tree", "guard", "provenance", "author", "why", "created",
+)  # fmt: skip
+_BASE = ("weights", "prompt", "name", "revision", "source")
+
+COLUMNS = ", ".join(
+    [f"v.{c} AS v_{c}" for c in _VERSION]
+    + [f"l.{c} AS l_{c}" for c in _LOCK]
+    + [f"b.{c} AS b_{c}" for c in _BASE]
+    + [
+        "EXISTS (SELECT 1 FROM journal y WHERE y.verb = 'yank' AND y.name = coalesce(v.name, l.name)"
+        " AND y.from_number = coalesce(v.number, l.number)) AS yanked"
+    ]
+)
+_BASES = "LEFT JOIN bases b ON b.id = coalesce(v.base, l.base)"
+_BY_ALIAS = f"""
+    SELECT {COLUMNS}, j.verb AS j_verb, j.at AS j_at, j.who AS j_who, j.why AS j_why
+    FROM journal j
+    LEFT JOIN versions v ON v.name = j.name AND v.number = j.to_number
+    LEFT JOIN locks l ON l.name = j.name AND l.number = j.to_number
+    {_BASES}
+    WHERE j.moves = 1 AND j.name = ? AND j.alias = ?"""
+_NEWEST = " ORDER BY j.seq DESC LIMIT 1"
+_BY_NUMBER = f"""
+    SELECT {COLUMNS} FROM names n
+    LEFT JOIN versions v ON v.name = n.name AND v.number = ?
+    LEFT JOIN locks l ON l.name = n.name AND l.number = ?
+    {_BASES} WHERE n.name = ?"""
+_VERSIONS = f"SELECT {COLUMNS} FROM versions v LEFT JOIN locks l ON 0 {_BASES}"
+_LOCKS = f"SELECT {COLUMNS} FROM locks l LEFT JOIN versions v ON 0 {_BASES}"
+
+
+def resolve(store: Store, ref: str, *, at: str | datetime | None = None) -> Version | Lock:
+    """What `ref` means, now or at a past moment. ReferenceNotFound, with close names, if it means nothing."""
+    reference = parse_reference(ref)
+    when = moment(at) if at is not None else None
+    if reference.kind == "digest":
+        found = _by_digest(store, reference)
+    elif reference.kind == "number":
+        row = store.db.row(_BY_NUMBER, [reference.number, reference.number, reference.name])
+        found = item(store, row) if row is not None else None
+    else:
+        return _by_alias(store, reference, when)
+    if found is None or (when is not None and found.created > when):
+        raise _not_found(store, reference, when)
+    return found
+
+
+def _by_alias(store: Store, reference: Reference, when: str | None) -> Version | Lock:
+    if when is None:
+        row = store.db.row(_BY_ALIAS + _NEWEST, [reference.name, reference.value])
+    else:
+        row = store.db.row(_BY_ALIAS + " AND j.at <= ?" + _NEWEST, [reference.name, reference.value, when])
+    if row is None:
+        raise _not_found(store, reference, when)
+    found = item(store, row)
+    if found is None:
+        why = f": {row['j_why']}" if row["j_why"] else ""
+        raise ReferenceNotFound(
+            printable(f"{reference} was disabled by {row['j_who']} on {row['j_at'][:19]}{why}"),
+            fix="promote a version to it",
+        )
+    return found
+
+
+def _by_digest(store: Store, reference: Reference) -> Version | Lock | None:
+    low, high = reference.value, reference.value + "g"  # "g" sorts right after the hexadecimal digits
+    name = (" AND {0}.name = ?", [reference.name]) if reference.name else ("", [])
+    found: list[Version | Lock] = []
+    for select, table in ((_VERSIONS, "v"), (_LOCKS, "l")):
+        sql = f"{select} WHERE {table}.digest >= ? AND {table}.digest < ?{name[0].format(table)} ORDER BY {table}.id DESC"
+        rows = store.db.rows(f"{sql} LIMIT 50", [low, high, *name[1]])
+        found += [thing for row in rows if (thing := item(store, row)) is not None]
+    if len({thing.digest for thing in found}) > 1:
+        raise ReferenceNotFound(
+            f"the digest {reference.value} is short of telling {found[0].ref} from {found[1].ref}",
+            fix="write more of its digits",
+        )
+    return found[0] if found else None
+
+
+def _not_found(store: Store, reference: Reference, when: str | None) -> ReferenceNotFound:
+    then = f" at {when}" if when else ""
+    if not reference.name:
+        return ReferenceNotFound(
+            f"nothing in the registry has the digest {reference.value}{then}", fix="see `inlay ls`"
+        )
+    known = [row["name"] for row in store.db.rows("SELECT name FROM names")]
+    if reference.name not in known:
+        near = close_to(reference.name, known)
+        return ReferenceNotFound(
+            f"there is no {reference.name!r} in the registry", fix=near or "see `inlay ls`"
+        )
+    rows = store.db.rows("SELECT DISTINCT alias FROM journal WHERE moves = 1 AND name = ?", [reference.name])
+    aliases = [row["alias"] for row in rows]
+    if reference.kind == "alias":
+        near = close_to(reference.value, aliases) or (
+            f"it has {', '.join(aliases)}"
+            if aliases
+            else f"promote a version: `inlay promote {reference.name}@v1`"
+        )
+        return ReferenceNotFound(f"{reference.name} has no alias {reference.value!r}{then}", fix=near)
+    newest = latest(store, reference.name)
+    return ReferenceNotFound(
+        f"there is no {reference}{then}", fix=f"the newest is {reference.name}@v{newest}"
+    )
+
+
+def latest(store: Store, name: str) -> int:
+    """The highest number under `name`, 0 if there is none."""
+    row = store.db.row(
+        "SELECT max(coalesce((SELECT max(number) FROM versions WHERE name = ?1), 0),"
+        " coalesce((SELECT max(number) FROM locks WHERE name = ?1), 0)) AS n",
+        [name],
+    )
+    return int(row["n"]) if row else 0
+
+
+def versions(store: Store, name: str, limit: int | None) -> list[Version]:
+    """Newest first."""
+    need_name(store, name, "adapter")
+    rows = store.db.rows(
+        f"{_VERSIONS} WHERE v.name = ? ORDER BY v.number DESC LIMIT ?", [name, _limit(limit)]
+    )
+    return [version(store, row) for row in rows]
+
+
+def locks(store: Store, name: str, limit: int | None) -> list[Lock]:
+    """Newest first."""
+    need_name(store, name, "variant")
+    rows = store.db.rows(f"{_LOCKS} WHERE l.name = ? ORDER BY l.number DESC LIMIT ?", [name, _limit(limit)])
+    return [lock(row) for row in rows]
+
+
+def by_number(store: Store, name: str, number: int) -> Version | Lock | None:
+    """`name@v<number>`, or None."""
+    row = store.db.row(_BY_NUMBER, [number, number, name])
+    return item(store, row) if row is not None else None
+
+
+def current(store: Store, name: str, alias: str) -> Version | Lock | None:
+    """What the alias points to; None if it never did, or is disabled."""
+    row = store.db.row(_BY_ALIAS + _NEWEST, [name, alias])
+    return item(store, row) if row is not None else None
+
+
+def lock_by_id(store: Store, identity: int) -> Lock:
+    """The lock with a row id that the database gave."""
+    row = store.db.row(f"{_LOCKS} WHERE l.id = ?", [identity])
+    assert row is not None
+    return lock(row)
+
+
+def need_name(store: Store, name: str, kind: str | None = None) -> str:
+    """The kind of an existing name; ReferenceNotFound if there is none, InputError if it is of another kind."""
+    check_name(name)
+    row = store.db.row("SELECT kind FROM names WHERE name = ?", [name])
+    if row is None:
+        raise _not_found(store, Reference(name, "alias", "prod"), None)
+    if kind is not None and row["kind"] != kind:
+        raise InputError(
+            f"{name} is a name of {_plural(row['kind'])}, not of {_plural(kind)}", fix="see `inlay ls`"
+        )
+    return str(row["kind"])
+
+
+def names(store: Store, kind: str | None) -> list[NameRow]:
+    """All names in alphabetical order, with what their aliases point to."""
+    if kind is not None and kind not in ("adapter", "variant"):
+        raise InputError(f"a kind is adapter or variant, got {kind[:40]!r}")
+    aliases: dict[str, dict[str, str]] = {}
+    for row in store.db.rows(
+        "SELECT name, alias, max(seq), to_ref FROM journal WHERE moves = 1 GROUP BY name, alias ORDER BY name, alias"
+    ):
+        aliases.setdefault(row["name"], {})[row["alias"]] = row["to_ref"] or "disabled"
+    rows = store.db.rows(
+        "SELECT n.*, max(coalesce((SELECT max(number) FROM versions WHERE name = n.name), 0),"
+        " coalesce((SELECT max(number) FROM locks WHERE name = n.name), 0)) AS latest,"
+        " (SELECT count(DISTINCT from_number) FROM journal WHERE verb = 'yank' AND name = n.name) AS yanked"
+        " FROM names n WHERE ?1 IS NULL OR n.kind = ?1 ORDER BY n.name",
+        [kind],
+    )
+    return [
+        NameRow(
+            name=row["name"],
+            kind=row["kind"],
+            latest=row["latest"],
+            aliases=aliases.get(row["name"], {}),
+            yanked=row["yanked"],
+            owner=row["owner"],
+            created=row["created"],
+        )
+        for row in rows
+    ]
+
+
+def item(store: Store, row: sqlite3.Row) -> Version | Lock | None:
+    """The record in a row with COLUMNS, None where neither side joined."""
+    if row["v_id"] is not None:
+        return version(store, row)
+    return lock(row) if row["l_id"] is not None else None
+
+
+def version(store: Store, row: sqlite3.Row) -> Version:
+    """The version in a row with COLUMNS."""
+    return Version(
+        name=row["v_name"],
+        number=row["v_number"],
+        digest=row["v_digest"],
+        kind=row["v_kind"],
+        rank=row["v_rank"],
+        targets=tuple(json.loads(row["v_targets"])),
+        parameters=row["v_parameters"],
+        exactness=row["v_exactness"],
+        size=row["v_size"],
+        base=_base(row),
+        created=row["v_created"],
+        author=row["v_author"],
+        why=row["v_why"],
+        yanked=bool(row["yanked"]),
+        base_mismatch=bool(row["v_mismatch"]),
+        trained_on=_json(row["v_trained_on"]),
+        lineage=_json(row["v_lineage"]),
+        notes=tuple(json.loads(row["v_notes"])),
+        run=row["v_run"],
+        folder=store.folder,
+    )
+
+
+def lock(row: sqlite3.Row) -> Lock:
+    """The lock in a row with COLUMNS."""
+    tree = json.loads(row["l_tree"])
+    return Lock(
+        name=row["l_name"],
+        number=row["l_number"],
+        digest=row["l_digest"],
+        recipe=row["l_recipe"],
+        tree=tree,
+        base=_base(row),
+        members=tuple(members(tree)),
+        guard=_json(row["l_guard"]),
+        created=row["l_created"],
+        author=row["l_author"],
+        why=row["l_why"],
+        yanked=bool(row["yanked"]),
+        provenance=_json(row["l_provenance"]),
+    )
+
+
+def children(node: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(path step, child) of a pinned node: "stack.0", "merge.1", "route.0"."""
+    if "stack" in node:
+        return [(f"stack.{i}", child) for i, child in enumerate(node["stack"])]
+    if "merge" in node:
+        return [(f"merge.{i}", child) for i, child in enumerate(node["merge"])]
+    if "route" in node:
+        return [(f"route.{i}", child) for i, child in enumerate(node["route"]["experts"])]
+    return []
+
+
+def members(node: Mapping[str, Any], path: str = "") -> Iterator[Member]:
+    """The adapters in a pinned tree, in the order they are written."""
+    if "use" in node and node["use"] != "base":
+        name, _, number = node["name"].rpartition("@v")
+        yield Member(name, int(number), node["use"], float(node["weight"]), path)
+    for step, child in children(node):
+        yield from members(child, f"{path}.{step}" if path else step)
+
+
+def _base(row: sqlite3.Row) -> BaseRef:
+    return BaseRef(row["b_weights"], row["b_prompt"], row["b_name"], row["b_revision"], row["b_source"])
+
+
+def _json(text: str | None) -> Any:
+    return json.loads(text) if text is not None else None
+
+
+def _limit(limit: int | None) -> int:
+    return -1 if limit is None else max(0, limit)
+
+
+def _plural(kind: str) -> str:
+    return {"adapter": "adapters", "variant": "variants"}[kind]

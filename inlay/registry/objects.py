@@ -1,0 +1,170 @@
+"""The content-addressed folder: bytes go in once, under the sha256 of what they are, and never change.
+
+    objects/sha256/ab/abcd…     mode 0444
+    objects/tmp/…               files on their way in; whatever a killed process left here, `gc` removes
+
+A file is written under tmp, flushed to the disk, renamed into place, and its folder flushed, so that a name is
+there only with all of its bytes. A mode is no proof: every read hashes again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from inlay.errors import InputError, IntegrityError, StoreBusy
+from inlay.registry.canonical import PREFIX, digest_of, digest_of_file, is_digest
+
+MODE = 0o444
+
+
+class Objects:
+    """The objects of one store."""
+
+    def __init__(self, store: Path) -> None:
+        self.root = store / "objects"
+        self.temporary = self.root / "tmp"
+
+    def path(self, digest: str) -> Path:
+        """Where the bytes with `digest` lie, or would; InputError if it is no digest."""
+        if not is_digest(digest):
+            raise InputError(f"an object is named by sha256: and 64 hex digits, got {digest[:80]!r}")
+        hexadecimal = digest[len(PREFIX) :]
+        return self.root / "sha256" / hexadecimal[:2] / hexadecimal
+
+    def put_bytes(self, data: bytes) -> str:
+        """Store `data`, return its digest. Storing what is there already changes nothing."""
+        digest = digest_of(data)
+        if not self._there(digest, len(data)):
+            with _Incoming(self) as incoming:
+                incoming.write(data)
+                incoming.settle(digest)
+        return digest
+
+    def put_file(self, source: Path) -> tuple[str, int]:
+        """Copy the file `source` in, return (digest, size). Links are not followed; InputError if it is one."""
+        try:
+            descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError as error:
+            raise InputError(f"cannot read {str(source)!r}: {error.strerror}") from None
+        with open(descriptor, "rb") as file, _Incoming(self) as incoming:
+            digest, size = digest_of_file(file, incoming.write)
+            if not self._there(digest, size):
+                incoming.settle(digest)
+        return digest, size
+
+    def read(self, digest: str, *, what: str = "object") -> bytes:
+        """The bytes with `digest`, hashed again; IntegrityError names `what` if they are gone or changed."""
+        path = self.path(digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise IntegrityError(
+                f"{what} is missing from the store ({digest})", fix="run `inlay fsck`"
+            ) from None
+        except OSError as error:
+            raise StoreBusy(f"cannot read {what} ({digest}): {error.strerror}") from None
+        if digest_of(data) != digest:
+            raise IntegrityError(
+                f"{what} no longer has the bytes it was registered with ({digest})", fix="run `inlay fsck`"
+            )
+        return data
+
+    def verify(self, digest: str, *, what: str = "object") -> Path:
+        """The path of the bytes with `digest` after hashing them; IntegrityError as in `read`."""
+        path = self.path(digest)
+        try:
+            found, _ = digest_of_file(path)
+        except FileNotFoundError:
+            raise IntegrityError(
+                f"{what} is missing from the store ({digest})", fix="run `inlay fsck`"
+            ) from None
+        except OSError as error:
+            raise StoreBusy(f"cannot read {what} ({digest}): {error.strerror}") from None
+        if found != digest:
+            raise IntegrityError(
+                f"{what} no longer has the bytes it was registered with ({digest})", fix="run `inlay fsck`"
+            )
+        return path
+
+    def all(self) -> Iterator[tuple[str, Path]]:
+        """(digest that the name claims, path) of every object; the claim is not checked here."""
+        folder = self.root / "sha256"
+        if folder.is_dir():
+            for path in sorted(folder.glob("??/*")):
+                yield PREFIX + path.name, path
+
+    def leftovers(self) -> list[Path]:
+        """Files that a killed process left on their way in."""
+        return sorted(self.temporary.glob("*")) if self.temporary.is_dir() else []
+
+    def _there(self, digest: str, size: int) -> bool:
+        """Whether the bytes are there, whole. A broken copy is not: storing the good bytes again heals it."""
+        path = self.path(digest)
+        try:
+            if path.stat().st_size != size or digest_of_file(path)[0] != digest:
+                return False
+            os.utime(path)  # it is wanted again: the grace period of `gc` starts anew
+        except OSError:
+            return False
+        return True
+
+
+class _Incoming:
+    """A file on its way in. Leaves nothing behind unless it was settled."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._path = objects.temporary / secrets.token_hex(16)
+        self._descriptor = -1
+
+    def __enter__(self) -> _Incoming:
+        try:
+            self._objects.temporary.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise StoreBusy(
+                f"cannot write to the store: {error.strerror}", fix="check the disk, try again"
+            ) from None
+        return self
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as error:
+            raise StoreBusy(
+                f"cannot write to the store: {error.strerror}", fix="check the disk, try again"
+            ) from None
+
+    def settle(self, digest: str) -> None:
+        """Make the written bytes durable under their digest."""
+        target = self._objects.path(digest)
+        try:
+            os.fchmod(self._descriptor, MODE)
+            os.fsync(self._descriptor)
+            if not target.parent.is_dir():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                flush_folder(target.parent.parent)
+            os.replace(self._path, target)
+            flush_folder(target.parent)
+        except OSError as error:
+            raise StoreBusy(
+                f"cannot write to the store: {error.strerror}", fix="check the disk, try again"
+            ) from None
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+        self._path.unlink(missing_ok=True)  # gone already where it was settled
+
+
+def flush_folder(folder: Path) -> None:
+    """fsync a folder, so that a rename inside it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,146 @@
+"""fsck and gc: is everything what it says it is, and what does nothing need any more."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from inlay.errors import InputError, IntegrityError, StoreBusy
+from inlay.registry import journal, locking
+from inlay.registry.canonical import canonical, digest_of_file
+from inlay.registry.store import Store
+
+GRACE_SECONDS = 24 * 3600.0
+_REFERENCES = """
+    SELECT digest, 'manifest of ' || name || '@v' || number AS what FROM versions
+    UNION ALL SELECT f.digest, f.path || ' of ' || v.name || '@v' || v.number
+        FROM version_files f JOIN versions v ON v.id = f.version
+    UNION ALL SELECT run, 'training record of ' || name || '@v' || number FROM versions WHERE run IS NOT NULL
+    UNION ALL SELECT tensors, 'tensor list of base ' || name FROM bases
+    UNION ALL SELECT items, 'suite ' || name FROM suites
+    UNION ALL SELECT object, kind || ' report ' || id FROM reports"""
+
+
+def fsck(store: Store, head: tuple[int, str] | None = None) -> list[str]:
+    """What is wrong, one sentence each; empty if nothing is. Reads every byte.
+
+    `head` is a (seq, hash) exported earlier: with it a cut tail and a chain written anew are found as well.
+    """
+    found = [f"trigger {name} is missing or was changed" for name in store.db.missing_triggers()]
+    found += [f"database: {row[0]}" for row in store.db.rows("PRAGMA integrity_check") if row[0] != "ok"]
+    found += [
+        f"database: row {row['rowid']} of {row['table']} refers to a missing row of {row['parent']}"
+        for row in store.db.rows("PRAGMA foreign_key_check")
+    ]
+    found += journal.verify(store.db)
+    found += _head(store, head)
+    found += _against_journal(store)
+    found += _locks(store)
+    wanted = referenced(store)
+    present = dict(store.objects.all())
+    for digest, what in wanted.items():
+        if digest not in present:
+            found.append(f"{what} is missing from the store ({digest})")
+    for digest, path in present.items():
+        try:
+            changed = digest_of_file(path)[0] != digest
+        except OSError as error:
+            found.append(f"{wanted.get(digest, 'an object')} cannot be read ({path.name}): {error.strerror}")
+            continue
+        if changed:
+            found.append(f"{wanted.get(digest, 'an unused object')} has changed on the disk ({digest})")
+    found += _manifests(store)
+    return found
+
+
+def gc(store: Store, *, dry_run: bool, grace: float) -> list[Path]:
+    """Remove leftovers and objects that nothing refers to, older than `grace` seconds; returns what went (or would).
+
+    Under the lock that every registration takes, so that nothing becomes referenced in between; an object stored
+    moments ago whose row is still to come is protected by the grace period.
+    """
+    if grace < 0:
+        raise InputError(f"grace must not be negative, got {grace}")
+    gone: list[Path] = []
+    with store.db.transaction():
+        wanted, oldest = referenced(store), time.time() - grace
+        candidates = [path for digest, path in store.objects.all() if digest not in wanted]
+        candidates += store.objects.leftovers()
+        for path in candidates:
+            try:
+                if path.stat().st_mtime <= oldest:
+                    if not dry_run:
+                        path.unlink()
+                    gone.append(path)
+            except FileNotFoundError:
+                continue  # its writer has finished and moved it into place
+            except OSError as error:
+                raise StoreBusy(f"cannot remove {str(path)!r}: {error.strerror}") from None
+    return gone
+
+
+def referenced(store: Store) -> dict[str, str]:
+    """Digest -> what it is, of every object that a row refers to."""
+    wanted = {row["digest"]: row["what"] for row in store.db.rows(_REFERENCES)}
+    for row in store.db.rows("SELECT name, number, tree FROM locks WHERE tree LIKE '%\"router\"%'"):
+        for digest in locking.routers_of(json.loads(row["tree"])):
+            wanted[digest] = f"router of {row['name']}@v{row['number']}"
+    return wanted
+
+
+def _head(store: Store, head: tuple[int, str] | None) -> list[str]:
+    if head is None:
+        return []
+    row = store.db.row("SELECT hash FROM journal WHERE seq = ?", [head[0]])
+    if head[0] > 0 and row is None:
+        return [f"journal: row {head[0]}, which the exported head names, is gone: the tail was cut"]
+    if row is not None and row["hash"] != head[1]:
+        return [
+            f"journal: row {head[0]} is not the one that the exported head names: the chain was written anew"
+        ]
+    return []
+
+
+def _against_journal(store: Store) -> list[str]:
+    """Versions and locks against the rows that announced them, whose digests the chain protects."""
+    found = []
+    for table, verb in (("versions", "add"), ("locks", "lock")):
+        for row in store.db.rows(
+            f"SELECT t.name, t.number, t.digest, j.to_digest FROM {table} t LEFT JOIN journal j"
+            f" ON j.name = t.name AND j.verb = '{verb}' AND j.to_number = t.number"
+            " WHERE j.to_digest IS NULL OR j.to_digest <> t.digest"
+        ):
+            said = "says another digest" if row["to_digest"] else "never mentions it"
+            found.append(f"{row['name']}@v{row['number']}: the journal {said}")
+        for row in store.db.rows(
+            f"SELECT j.to_ref FROM journal j LEFT JOIN {table} t ON t.name = j.name AND t.number = j.to_number"
+            f" WHERE j.verb = '{verb}' AND t.id IS NULL"
+        ):
+            found.append(f"{row['to_ref']}: the journal mentions it, its row is gone")
+    return found
+
+
+def _locks(store: Store) -> list[str]:
+    found = []
+    for row in store.db.rows("SELECT l.*, b.weights FROM locks l JOIN bases b ON b.id = l.base"):
+        if locking.digest_of_lock(row["weights"], json.loads(row["tree"])) != row["digest"]:
+            found.append(f"{row['name']}@v{row['number']}: its tree is not what its digest says")
+    return found
+
+
+def _manifests(store: Store) -> list[str]:
+    """The rows of files against the manifests, whose bytes the versions' digests protect."""
+    found = []
+    for row in store.db.rows("SELECT id, name, number, digest FROM versions"):
+        files = store.db.rows(
+            "SELECT path, digest AS sha256, size FROM version_files WHERE version = ? ORDER BY path",
+            [row["id"]],
+        )
+        try:
+            manifest = store.manifest(row["digest"])
+        except (IntegrityError, StoreBusy):
+            continue  # reported among the objects
+        if canonical([dict(file) for file in files]) != canonical(manifest):
+            found.append(f"{row['name']}@v{row['number']}: its rows of files are not those of its manifest")
+    return found
