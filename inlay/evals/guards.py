@@ -27,7 +27,7 @@ def judge(guard: Guard, evidence: Sequence[Evidence]) -> Verdict:
     - `regress`: the upper bound of what was lost on each target suite, against what the alias points to now,
       is at most this. Nothing to hold it against (a first promotion) is a pass.
 
-    Passes only if every check does; `reasons` holds one sentence a check, failures first.
+    Passes only if every check does. `reasons` are sentences: of the failed checks, or of all if all passed.
     """
     checks: list[dict[str, Any]] = []
     for entry in evidence:
@@ -39,12 +39,11 @@ def judge(guard: Guard, evidence: Sequence[Evidence]) -> Verdict:
             checks.append(_regress(entry, guard.regress))
     checks += _unmeasured(guard, evidence)
     checks.sort(key=lambda check: check["passed"])
-    return Verdict(
-        passed=all(check["passed"] for check in checks),
-        # One missing score can fail two checks; it is said once.
-        reasons=list(dict.fromkeys(check["reason"] for check in checks)),
-        checks=checks,
-    )
+    passed = all(check["passed"] for check in checks)
+    # A refusal says what stands in the way and nothing else; one missing score can fail two checks and is
+    # said once. All the figures are in the checks.
+    reasons = dict.fromkeys(check["reason"] for check in checks if check["passed"] is passed)
+    return Verdict(passed=passed, reasons=list(reasons), checks=checks)
 
 
 def _unmeasured(guard: Guard, evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
@@ -146,8 +145,7 @@ def _regress(entry: Evidence, limit: float) -> dict[str, Any]:
 def _missing(entry: Evidence, kind: str, *, need_base: bool) -> dict[str, Any] | None:
     """The failed check of an entry that lacks a score, None where it has what it needs."""
     if entry.candidate is None:
-        subject = getattr(entry, "subject", "")  # the reference, where whoever gathered the evidence knows it
-        who, ref = subject or "the candidate", subject or "NAME@vN"
+        who = ref = entry.subject or "the candidate"
     elif need_base and entry.base is None:
         who, ref = "the base", "base"
     else:

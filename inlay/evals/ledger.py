@@ -37,11 +37,11 @@ def scored(
 ) -> EvalResult:
     """The result of `subject` on `suite`: from the registry where it holds one of the same base, suite,
     metric and protocol, else measured and put there."""
-    from inlay.registry import digest_of
+    from inlay.registry import digest_of_json
 
     if store is not None:
         keep_suite(store, suite)
-        protocol = digest_of(dict(model.protocol))
+        protocol = digest_of_json(dict(model.protocol))
         for record in store.evals(subject=subject, suite=suite.digest):
             if (
                 record.metric == suite.metric
@@ -106,6 +106,6 @@ def _probe(suites: Sequence[Suite]) -> list:
             if item.held_out:
                 skills.setdefault(f"{suite.name}/{item.skill}", []).append(item.chat)
     dealt = []
-    for row in range(max(map(len, skills.values()))):
+    for row in range(max(map(len, skills.values()), default=0)):
         dealt += [prompts[row] for prompts in skills.values() if row < len(prompts)]
     return dealt[:PROBE_ITEMS]

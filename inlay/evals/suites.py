@@ -8,6 +8,7 @@ judged on held-out items. An item that says nothing about itself is held out.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -120,9 +121,9 @@ class Suite:
         """
         path = Path(source)
         if path.is_dir():
-            return cls(name or path.resolve().name, tuple(_folder(path)), metric)
+            return cls(name or _name(path.resolve().name), tuple(_folder(path)), metric)
         if path.is_file():
-            return cls(name or path.stem, tuple(_file(path)), metric)
+            return cls(name or _name(path.stem), tuple(_file(path)), metric)
         if store is not None:
             try:
                 return cls.from_store(store, str(source))
@@ -208,6 +209,11 @@ class Suite:
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+def _name(stem: str) -> str:
+    """A file's or folder's own name as a registry takes names: lower case, letters, digits, dots, dashes."""
+    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).lstrip("._-")[:63] or "suite"
 
 
 def _folder(folder: Path) -> list[Item]:
