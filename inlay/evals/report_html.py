@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from inlay.errors import InputError
 from inlay.evals.forgetting import ForgettingReport, p_text, percent
+from inlay.evals.report_plots import STYLES, learning_against_forgetting, skill_bars
 from inlay.evals.report_text import drift_text
 from inlay.evals.statistics import Paired, wilson
 
@@ -50,6 +52,12 @@ class Subject:
     skills: tuple[SkillScore, ...] = ()
     report: ForgettingReport | None = None
     note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in STYLES:
+            raise InputError(
+                f"a subject's kind must be one of {', '.join(STYLES)}, and {self.label}'s is {self.kind!r}"
+            )
 
     @classmethod
     def of(
@@ -93,8 +101,6 @@ def write_report(
     `intro` and `journal`: sentences. `allowed`: a guard's allowance, drawn as a line into the first plot.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    from inlay.evals.report_plots import learning_against_forgetting, skill_bars
 
     environment = Environment(
         loader=PackageLoader("inlay.evals", "templates"),

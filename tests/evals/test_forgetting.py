@@ -1,0 +1,147 @@
+"""The forgetting report: held-out items decide; counts, flips and text follow from the outcomes."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from evals_fakes import result_of, suite_of
+from rich.console import Console
+
+from inlay.errors import InputError
+from inlay.evals.drift import Drift
+from inlay.evals.forgetting import FLIPS_KEPT, ForgettingReport, compare, percent, uninformative
+from inlay.evals.statistics import Paired, holm
+
+
+def report_of(
+    n: int, lost: set[int], gained: set[int] | frozenset[int] = frozenset(), *, label: str = "acme@v2"
+) -> ForgettingReport:
+    """The base has `gained` wrong, the model `lost`; item k is of skill k % 4, 0 and 1 are held out."""
+    suite, target = suite_of(n), suite_of(100, name="acme-support")
+    base = result_of(suite, [k not in gained for k in range(n)])
+    model = result_of(
+        suite,
+        [k not in lost for k in range(n)],
+        subject=label,
+        answers={f"i{k}": f"wrong \x1b[31m[red]{k}" for k in sorted(lost)[:10]},
+    )
+    return compare(
+        base,
+        model,
+        targets=[
+            (
+                result_of(target, [False] * 100),
+                result_of(target, [k < 90 for k in range(100)], subject=label),
+            )
+        ],
+        drift=Drift(
+            items=40, positions=500, forward_kl=0.1, reverse_kl=0.2, disagreement=0.05, nll_change=0.01
+        ),
+    )
+
+
+def test_the_verdict_is_about_held_out_items() -> None:
+    report = report_of(800, {k for k in range(800) if k % 4 >= 2})  # every protected item lost
+    assert report.lost == 0 and report.held_out == Paired(400, 0, 0, 400)
+    assert report.protected == Paired(400, 400, 0, 0)
+    assert report.verdict.startswith("acme@v2 keeps the held-out general skills (lost: estimate 0.0 points)")
+    assert "upper bound 0.7, n=400" in report.verdict
+
+
+def test_verdict_names_what_was_forgotten() -> None:
+    report = report_of(800, {k for k in range(800) if k % 4 < 2 and k < 320}, {799, 797})
+    assert report.held_out.lost == 160
+    low, high = report.interval
+    assert report.verdict == (
+        "acme@v2 forgets 39.8 points of held-out general skills: 95% interval "
+        f"{percent(low)} to {percent(high)}, upper bound {percent(report.upper)}, n=400, p < 0.001."
+    )
+    assert report.interval[0] < report.lost < report.upper < report.interval[1]
+
+
+def test_other_verdicts() -> None:
+    better = report_of(800, set(), {k for k in range(80) if k % 4 < 2})
+    assert "improves held-out general skills by 10.0 points" in better.verdict
+    few = report_of(40, {0, 1})
+    assert "may have lost held-out general skills (estimate 10.0 points)" in few.verdict
+    only_protected = compare(*(result_of(suite_of(8, held_out=0), [True] * 8) for _ in range(2)))
+    assert "no item is held out" in only_protected.verdict
+
+
+def test_skills_are_adjusted_and_sorted() -> None:
+    report = report_of(800, set(range(0, 200, 4)) | {1})
+    assert [s.name for s in report.skills] == ["skill0", "skill1", "skill2", "skill3"]
+    assert [s.counts.lost for s in report.skills] == [50, 1, 0, 0]
+    assert [s.p_adjusted for s in report.skills] == pytest.approx(holm([s.p for s in report.skills]))
+    assert report.skills[0].p_adjusted == pytest.approx(4 * report.skills[0].p)
+    assert sum((s.counts for s in report.skills), Paired(0, 0, 0, 0)) == report.held_out + report.protected
+
+
+def test_flips_are_bounded_and_readable() -> None:
+    report = report_of(800, set(range(300)))
+    assert len(report.flips) == FLIPS_KEPT
+    first = report.flips[0]
+    assert (first.id, first.prompt, first.expected, first.held_out) == ("i0", "q0", "a0", True)
+    assert first.model_answer == "wrong \x1b[31m[red]0"
+    assert report.flips[-1].model_answer is None
+
+
+def test_gains_stand_beside_losses() -> None:
+    (target,) = report_of(80, set()).targets
+    assert (target.suite, target.counts.delta) == ("acme-support", 0.9)
+
+
+def test_round_trip_through_json() -> None:
+    report = report_of(400, {0, 2, 5}, {9})
+    again = ForgettingReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert again == report and again.verdict == report.verdict
+    with pytest.raises(InputError, match="schema 1, got 2"):
+        ForgettingReport.from_dict({**report.to_dict(), "schema": 2})
+
+
+def test_several_suites_are_pooled() -> None:
+    one, two = suite_of(40), suite_of(80, name="other")
+    report = compare(
+        [result_of(one, [True] * 40), result_of(two, [True] * 80)],
+        [result_of(one, [False] * 40, subject="m"), result_of(two, [True] * 80, subject="m")],
+    )
+    assert report.suites == ("general-v1", "other")
+    assert report.held_out == Paired(60, 20, 0, 40)
+
+
+def test_what_cannot_be_compared() -> None:
+    suite = suite_of(8)
+    base = result_of(suite, [True] * 8)
+    with pytest.raises(InputError, match="compared with its own base"):
+        compare(base, result_of(suite, [True] * 8, weights="sha256:other"))
+    with pytest.raises(InputError, match="one suite and metric"):
+        compare(base, result_of(suite_of(9), [True] * 9))
+    with pytest.raises(InputError, match="got 1 and 0"):
+        compare([base], [])
+
+
+def test_uninformative_where_plain_lora_hardly_forgets() -> None:
+    sentence = uninformative(Paired(400, 8, 0, 392))
+    assert sentence is not None and "uninformative: plain LoRA loses 2.0 points" in sentence
+    assert uninformative(Paired(400, 200, 0, 200)) is None
+    assert uninformative(report_of(800, {k for k in range(800) if k % 4 < 2})) is None
+
+
+@pytest.mark.parametrize("lost", [set(), set(range(1000)), {0, 1, 2}])
+def test_text_fits_80_columns_and_obeys_nobody(lost: set[int]) -> None:
+    out = io.StringIO()
+    report_of(1000, lost, label="team/a-rather-long-adapter-name@v12").print(
+        Console(file=out, width=80, force_terminal=False)
+    )
+    text = out.getvalue()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "…" not in "".join(line for line in text.splitlines() if "held out (verdict)" in line)
+    assert "\x1b" not in text
+    if lost:
+        assert "[red]" in text  # shown, not interpreted
+
+
+def test_percent_has_no_negative_zero() -> None:
+    assert [percent(x) for x in (0.412, -0.0001, 1.0)] == ["41.2", "0.0", "100.0"]
