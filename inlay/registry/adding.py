@@ -1,5 +1,5 @@
-"""Registering an adapter: look at everything, store the objects, then the row. Killed in between, what was stored is
-an unreferenced object that `gc` removes; there is never a row without its bytes.
+"""Registering an adapter: look at everything, store the objects, then the row. Killed in between, what was
+stored is an unreferenced object that `gc` removes; there is never a row without its bytes.
 """
 
 from __future__ import annotations
@@ -165,12 +165,12 @@ def _trained_on(run: Mapping[str, Any] | None) -> dict[str, str]:
 def _compare(
     trained_on: dict[str, str], base: BaseFingerprint, allow_mismatch: bool, accept_prompt: bool
 ) -> bool:
-    """Whether the base's weights are not those trained on, and that was allowed. BaseMismatch if it was not."""
+    """Whether the base's weights are not those trained on, though allowed. BaseMismatch if not allowed."""
     weights, prompt = trained_on.get("weights"), trained_on.get("prompt")
     if prompt is not None and prompt != base.prompt and not (accept_prompt or allow_mismatch):
         raise BaseMismatch(
-            f"the adapter was trained with another tokenizer or chat template ({prompt[:15]}…) than {base.name} has "
-            f"now ({base.prompt[:15]}…)",
+            f"the adapter was trained with another tokenizer or chat template ({prompt[:15]}…) than "
+            f"{base.name} has now ({base.prompt[:15]}…)",
             fix="give the base it was trained on, or acknowledge with --accept-prompt-change",
         )
     if weights is None or weights == base.weights:

@@ -212,7 +212,7 @@ def _judge(
 def _landing(
     store: Store, name: str, alias: str, stack: list[Event], to: str | None, when: str | None
 ) -> Event | None:
-    """The entry below the top to pop to: the one asked for, else the newest good one; None if there is none."""
+    """The entry below the top to pop to: the one asked for, else the newest good one, if there is any."""
     if to is None and when is None:
         return _earlier(store, stack, set())
     below = stack[:-1]
@@ -267,7 +267,7 @@ def _take_back(
     *,
     skip: set[tuple[str, str]],
 ) -> list[Event]:
-    """Move every live variant alias that contains one of `things` to its latest earlier lock free of them all."""
+    """Move each live variant alias that contains one of `things` to its latest earlier lock without any."""
     bad = {(thing.name, thing.number) for thing in things}
     affected: dict[tuple[str, str], list[str]] = {}
     for thing in things:
@@ -297,7 +297,7 @@ def _leave(
     detail: dict[str, Any],
     free_of: str | None,
 ) -> Event:
-    """Write the row that moves an alias away from `top`: back to `landing`, else as `otherwise` says, else Conflict."""
+    """The row that moves an alias off `top`: back to `landing`, else as `otherwise` says, else Conflict."""
     before = top.target
     if landing is not None:
         verb, after = "rollback", landing.target
@@ -349,7 +349,8 @@ def _bare_base(store: Store, name: str, before: Target | None, why: str, who: st
 
 def _aliases_at(store: Store, thing: Version | Lock) -> list[str]:
     rows = store.db.rows(
-        "SELECT alias, max(seq), to_number FROM journal WHERE moves = 1 AND name = ? GROUP BY alias ORDER BY alias",
+        "SELECT alias, max(seq), to_number FROM journal WHERE moves = 1 AND name = ?"
+        " GROUP BY alias ORDER BY alias",
         [thing.name],
     )
     return [row["alias"] for row in rows if row["to_number"] == thing.number]

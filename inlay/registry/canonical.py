@@ -35,8 +35,9 @@ def canonical(value: Any) -> str:
 
 
 def digest_of(data: Any) -> str:
-    """`sha256:<hex>` of bytes, of a text's UTF-8 bytes (lone surrogates kept, so that any text has one), or of the
-    canonical JSON of anything else. For a text as JSON, say `digest_of_json`."""
+    """`sha256:<hex>` of bytes, of a text's UTF-8 bytes (lone surrogates kept, so that any text has one), or
+    of the canonical JSON of anything else. For a text as JSON, say `digest_of_json`.
+    """
     if not isinstance(data, bytes | bytearray | memoryview | str):
         data = canonical(data)
     if isinstance(data, str):

@@ -1,8 +1,8 @@
 """One connection to one registry file: how it is opened, how transactions begin, what is asserted first.
 
-Reading uses the standard library alone. sqlite-utils applies the migrations and writes the wide records; it is
-imported when either happens. All transactions that write start with BEGIN IMMEDIATE: a deferred one that reads a
-maximum and then inserts loses the race (375 of 400 times with eight processes).
+Reading uses the standard library alone. sqlite-utils applies the migrations and writes the wide records;
+it is imported when either happens. All transactions that write start with BEGIN IMMEDIATE: a deferred one
+that reads a maximum and then inserts loses the race (375 of 400 times with eight processes).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Database:
     def __init__(self, path: Path, *, create: bool = False, check: bool = True) -> None:
         """Open `path`; make it where `create` and it is not there; bring its schema up to date.
 
-        Raises InputError if it is newer than this code, StoreBusy if it cannot be used now, IntegrityError if it
-        is no registry or a trigger is gone (`check=False` leaves the triggers to `fsck`).
+        Raises InputError if it is newer than this code, StoreBusy if it cannot be used now, IntegrityError
+        if it is no registry or a trigger is gone (`check=False` leaves the triggers to `fsck`).
         """
         self.path = path
         self._lock = threading.RLock()
@@ -52,7 +52,7 @@ class Database:
                 missing = self.missing_triggers()
                 if missing:
                     raise IntegrityError(
-                        f"a registry must have its protecting triggers, {path.name} lacks {', '.join(missing)}",
+                        f"a registry must have its triggers, {path.name} lacks {', '.join(missing)}",
                         fix="run `inlay fsck` and restore the file from a backup",
                     )
         except BaseException:
@@ -75,7 +75,8 @@ class Database:
                 found = self._schema()
             if found > migrations.SCHEMA:
                 raise InputError(
-                    f"the registry {str(self.path)!r} has schema {found}, this Inlay knows up to {migrations.SCHEMA}",
+                    f"the registry {str(self.path)!r} has schema {found}, "
+                    f"this Inlay knows up to {migrations.SCHEMA}",
                     fix="upgrade with `pip install -U inlay`, or open it with the Inlay that wrote it",
                 )
 
@@ -83,8 +84,8 @@ class Database:
         return int(self.connection.execute("PRAGMA user_version").fetchone()[0])
 
     def _use_wal(self) -> None:
-        # Changing the journal mode asks for a lock without waiting for it, so that processes which start on one
-        # fresh file at once would fail here and nowhere else.
+        # Changing the journal mode asks for a lock without waiting for it, so that processes which start on
+        # one fresh file at once would fail here and nowhere else.
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
             try:
@@ -128,7 +129,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self, *, dry_run: bool = False) -> Iterator[None]:
-        """BEGIN IMMEDIATE … COMMIT; ROLLBACK on any error, and at the end of a dry run. Inside another: part of it."""
+        """BEGIN IMMEDIATE … COMMIT; ROLLBACK on any error and after a dry run. Inside another: part of it."""
         with self._lock, _as_our_errors(self.path):
             if self.connection.in_transaction:
                 yield

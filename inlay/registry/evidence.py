@@ -1,7 +1,7 @@
 """Suites, scores and reports as they are kept, and the evidence a guard is judged by.
 
-An eval counts as evidence only beside others of the same base, suite, metric and protocol: a score from elsewhere
-never satisfies a guard.
+An eval counts as evidence only beside others of the same base, suite, metric and protocol: a score from
+elsewhere never satisfies a guard.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def put_eval(store: Store, record: EvalRecord) -> EvalRecord:
         if row is not None:
             if row["outcomes"] != outcomes:
                 raise IntegrityError(
-                    f"{record.suite_name} was scored before for this subject and protocol with {row['score']:.4f}, "
-                    f"now with {record.score:.4f}: the same key must give the same outcomes",
+                    f"{record.suite_name} was scored before for this subject and protocol with "
+                    f"{row['score']:.4f}, now with {record.score:.4f}; one key has one outcome",
                     fix="put what differs (device precision, seed) into the protocol",
                 )
             return _eval(row)
@@ -160,7 +160,8 @@ def put_report(store: Store, subject: str, kind: str, report: Mapping[str, Any])
 def reports(store: Store, subject: str, kind: str | None, limit: int | None) -> list[dict[str, Any]]:
     """See `Registry.reports`."""
     rows = store.db.rows(
-        "SELECT object FROM reports WHERE subject = ?1 AND (?2 IS NULL OR kind = ?2) ORDER BY id DESC LIMIT ?3",
+        "SELECT object FROM reports WHERE subject = ?1 AND (?2 IS NULL OR kind = ?2)"
+        " ORDER BY id DESC LIMIT ?3",
         [subject_of(store, subject), kind, -1 if limit is None else max(0, limit)],
     )
     return [json.loads(store.objects.read(row["object"], what="report")) for row in rows]
@@ -180,7 +181,7 @@ def gather(
     found = []
     for role, names in guard.suites.items():
         for name in names:
-            row = suite(store, guard.pinned.get(name, name))
+            row = _pinned_suite(store, name, guard.pinned.get(name))
             records = _records(store, candidate.digest, row, candidate)
             bases = _records(store, "base", row, candidate)
             mine = next((r for r in records if any(r.comparable(b) for b in bases)), None)
@@ -208,12 +209,20 @@ def gather(
 
 
 def _records(store: Store, subject: str, row: SuiteRow, candidate: Version | Lock) -> list[EvalRecord]:
-    """Evals of `subject` on the suite under the candidate's base, newest first."""
+    """Evals of `subject` on the suite, by its own metric, under the candidate's base; newest first."""
     rows = store.db.rows(
-        "SELECT * FROM evals WHERE subject = ? AND suite = ? AND base_weights = ? AND base_prompt = ? ORDER BY id DESC",
-        [subject, row.digest, candidate.base.weights, candidate.base.prompt],
+        "SELECT * FROM evals WHERE subject = ? AND suite = ? AND metric = ? AND base_weights = ?"
+        " AND base_prompt = ? ORDER BY id DESC",
+        [subject, row.digest, row.metric, candidate.base.weights, candidate.base.prompt],
     )
     return [_eval(r) for r in rows]
+
+
+def _pinned_suite(store: Store, name: str, digest: str | None) -> SuiteRow:
+    row = store.db.row(
+        "SELECT * FROM suites WHERE name = ? AND digest = ? ORDER BY id DESC LIMIT 1", [name, digest]
+    )
+    return _suite(row) if row is not None else suite(store, digest or name)
 
 
 def _held_out(store: Store, row: SuiteRow) -> tuple[bool, ...] | None:

@@ -1,14 +1,16 @@
 """What a base model is, whatever it is called: a digest of its weights and a digest of how it is prompted.
 
-    weights = sha256 of canonical JSON [[name, dtype, shape, sha256 of the bytes], …] over all tensors, sorted by name
-    prompt  = sha256 of canonical JSON [[file name, sha256], …] over the tokenizer's files and the chat template
+    weights = sha256 of canonical JSON [[name, dtype, shape, sha256 of the bytes], …], sorted by name
+    prompt  = sha256 of canonical JSON [[file name, sha256], …] of the tokenizer and the chat template
 
-Cutting the same tensors into other shards, in another order, changes neither. Hashing gigabytes is done once: the
-tensors' digests are cached under the file's path, size, mtime and inode, and `verify=True` hashes again.
+Cutting the same tensors into other shards, in another order, changes neither. Hashing gigabytes is done
+once: the tensors' digests are cached under the file's path, size, mtime and inode, and `verify=True`
+hashes again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -43,8 +45,9 @@ Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class BaseFingerprint:
-    """Identity of a base. `tensors` maps names to (dtype, shape); `path` is the folder that was read, `source`
-    what was asked for: the folder's whole path or the hub id."""
+    """Identity of a base. `tensors` maps names to (dtype, shape); `path` is the folder that was read,
+    `source` what was asked for: the folder's whole path or the hub id.
+    """
 
     weights: str
     prompt: str
@@ -61,8 +64,8 @@ class BaseFingerprint:
     ) -> BaseFingerprint:
         """The fingerprint of a folder, or of a hub id (fetched through huggingface_hub; `revision` pins it).
 
-        `verify` hashes every byte again instead of believing the cache. Raises InputError where it is no base, wants
-        remote code, or has its weights only as pickles.
+        `verify` hashes every byte again instead of believing the cache. Raises InputError where it is no
+        base, wants remote code, or has its weights only as pickles.
         """
         if isinstance(base, BaseFingerprint):
             return base
@@ -74,7 +77,7 @@ class BaseFingerprint:
 
 
 def cache_dir() -> Path:
-    """Where what can be computed again is kept: $INLAY_CACHE, else $XDG_CACHE_HOME/inlay, else ~/.cache/inlay."""
+    """Where what can be made again is kept: $INLAY_CACHE, $XDG_CACHE_HOME/inlay or ~/.cache/inlay."""
     named = os.environ.get("INLAY_CACHE")
     if named:
         return Path(named).expanduser()
@@ -170,7 +173,7 @@ def _shards(folder: Path, name: str) -> list[Path]:
     if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
         raise InputError(
             f"the base {name} has its weights only as a pickle, which runs code when read",
-            fix="convert it: load it with transformers and `model.save_pretrained(folder)`, which writes safetensors",
+            fix="load it with transformers and `model.save_pretrained(folder)`, which writes safetensors",
         )
     raise InputError(f"the base {name} has no *.safetensors", fix="give a folder with a model's weights")
 
@@ -205,14 +208,15 @@ def _tensors(shard: Path, verify: bool) -> dict[str, tuple[str, tuple[int, ...],
 
 
 def _remember(path: Path, record: dict[str, Any]) -> None:
-    """Write a cache file in one step; a folder that cannot be written costs time the next time, nothing else."""
+    """Write a cache file in one step; where that cannot be, it costs time the next time and nothing else."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(canonical(record), encoding="utf-8")
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _fetch(hub_id: str, revision: str | None) -> Path:
@@ -222,7 +226,7 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
             f"there is no folder {hub_id!r}", fix="give a model's folder or a hub id like org/name"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(

@@ -1,5 +1,6 @@
-"""Guards: thresholds that evidence must meet before an alias may move. The registry keeps and gathers; the numbers
-are judged by a function that `inlay.evals` provides, because statistics are not the registry's business.
+"""Guards: thresholds that evidence must meet before an alias may move. The registry keeps and gathers; the
+numbers are judged by a function that `inlay.evals` provides, because statistics are not the registry's
+business.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ _MAX_SUITES = 64
 
 @dataclass(frozen=True)
 class Guard:
-    """Thresholds in points of the score (0.05 = five points), each a one-sided 95% bound; None is no threshold.
+    """Thresholds in fractions of the score (0.05 = five points), each a one-sided 95% bound; None is none.
 
-    `forget`: most that may be lost on held-out general items against the base (upper bound).
-    `gain`: least that must be gained on the target against the base (lower bound).
-    `regress`: most that may be lost on the target against what the alias points to now (upper bound).
-    `suites`: {"general": names, "target": names}; `pinned`: name -> digest, filled in when the guard is set.
+    - `forget`: most that may be lost on held-out general items against the base (upper bound)
+    - `gain`: least that must be gained on the target against the base (lower bound)
+    - `regress`: most that may be lost on the target against what the alias points to now (upper bound)
+    - `suites`: {"general": names, "target": names}
+    - `pinned`: name of a suite -> digest, filled in when the guard is set
     """
 
     forget: float | None = None
@@ -35,7 +37,7 @@ class Guard:
 
     @classmethod
     def of(cls, value: Guard | Mapping[str, Any]) -> Guard:
-        """The guard that a mapping (a parsed YAML) describes. InputError names an unknown key or a bad value."""
+        """The guard that a mapping (a parsed YAML) describes. InputError names the bad key or value."""
         if isinstance(value, Guard):
             return value
         if not isinstance(value, Mapping):
@@ -96,11 +98,12 @@ class Guard:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about one suite. The three records are item by item comparable; None where there is no such eval.
+    """What is known about one suite. The three records are item by item comparable; None where there is no
+    such eval.
 
     `held_out` says for each item whether it is of a held-out skill; None where the suite does not say.
-    `current` is None as well where the alias points to nothing yet: then `has_current` is False. `subject` is the
-    candidate's reference, `digest` the suite's.
+    `current` is None as well where the alias points to nothing yet: then `has_current` is False. `subject`
+    is the candidate's reference, `digest` the suite's.
     """
 
     role: str
@@ -116,7 +119,9 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge said. `reasons` are sentences with numbers; `checks` the numbers themselves, as plain JSON."""
+    """What the judge said. `reasons` are sentences with numbers; `checks` the numbers themselves, as plain
+    JSON.
+    """
 
     passed: bool
     reasons: list[str]

@@ -1,10 +1,10 @@
 """What may come in. A folder is looked at as a whole before a byte of it is stored.
 
 PEFT's layout (https://huggingface.co/docs/peft/developer_guides/checkpoint): `adapter_config.json` and
-`adapter_model.safetensors`, whose keys are `base_model.model.<module>.lora_A.weight` (r, in), `…lora_B.weight`
-(out, r), `…lora_embedding_A` (r, vocabulary), `…lora_embedding_B` (dim, r), `…lora_magnitude_vector`, biases, and whole
-tensors of modules_to_save. PEFT only warns about keys that fit nothing; here they are refused, because such an adapter
-does not do what it was trained to do.
+`adapter_model.safetensors`, whose keys are `base_model.model.<module>.lora_A.weight` (r, in),
+`…lora_B.weight` (out, r), `…lora_embedding_A` (r, vocabulary), `…lora_embedding_B` (dim, r),
+`…lora_magnitude_vector`, biases, and whole tensors of modules_to_save. PEFT only warns about keys that fit
+nothing; here they are refused, because such an adapter does not do what it was trained to do.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Checked:
     """An adapter folder that passed: what to store and what was found out on the way.
 
     `files` maps a file's name in the store to where it lies; `exactness` is "exact" (its delta is B @ A),
-    "needs-conversion" (exact after the composer converted it) or "alone" (usable through PEFT, not in a composition).
+    "needs-conversion" (exact after the composer converted it) or "alone" (usable through PEFT, not in a
+    composition).
     """
 
     files: Mapping[str, Path]
@@ -105,7 +106,8 @@ def check(folder: str | Path, base: BaseFingerprint) -> Checked:
         pickles = [n for n in names if n.endswith(PICKLES) and n != "training_args.bin"]
         if pickles:
             raise InputError(
-                f"weights must be safetensors, {str(folder)!r} has only {pickles[0]}: a pickle runs code when read",
+                f"weights must be safetensors, {str(folder)!r} has only {pickles[0]}, "
+                "and a pickle runs code when it is read",
                 fix=f"convert it in that folder: {_CONVERT}",
             )
     for needed in (CONFIG, WEIGHTS):
@@ -128,7 +130,7 @@ def check(folder: str | Path, base: BaseFingerprint) -> Checked:
     ignored = [n for n in names if n not in files]
     if ignored:
         notes.append(f"not taken: {', '.join(ignored[:20])}{' …' if len(ignored) > 20 else ''}")
-    if "SOURCE.json" not in names and not any(n.startswith(("LICENSE", "README")) for n in names):
+    if not any(name.startswith(("LICENSE", "README")) for name in files):
         notes.append("neither a licence nor a model card came with it")
     return Checked(
         files=files,
@@ -166,8 +168,8 @@ def _kind(config: Mapping[str, Any]) -> tuple[str, str, list[str]]:
     peft_type = config.get("peft_type")
     if peft_type != "LORA":
         raise InputError(
-            f"adapter_config.json has peft_type {str(peft_type)[:40]!r}, only LORA and its variants (rsLoRA, DoRA, "
-            "PiSSA, OLoRA, patterns, modules_to_save) are registered so far",
+            f"adapter_config.json has peft_type {str(peft_type)[:40]!r}, only LORA and its variants "
+            "(rsLoRA, DoRA, PiSSA, OLoRA, patterns, modules_to_save) are registered so far",
             fix="train a LoRA, or extract one from the merged model",
         )
     if not isinstance(config.get("r"), int) or isinstance(config["r"], bool) or config["r"] < 1:
@@ -253,10 +255,12 @@ def _check_module(name: str, module: _Module, config: Mapping[str, Any], base: B
     base_name, shape = found
     if len(shape) != 2 or len(a) != 2 or len(b) != 2:
         raise InputError(
-            f"module {name!r}: factors {list(a)} and {list(b)} must be matrices on a matrix, {base_name} is {list(shape)}"
+            f"module {name!r}: factors {list(a)} and {list(b)} must be matrices on a matrix, "
+            f"{base_name} is {list(shape)}"
         )
     rank = a[0]
-    # A Conv1D base (GPT-2) keeps its weight as (in, out); PEFT then sets fan_in_fan_out. An embedding is (rows, dim).
+    # A Conv1D base (GPT-2) keeps its weight as (in, out); PEFT then sets fan_in_fan_out. An embedding is
+    # (rows, dim).
     transposed = bool(config.get("fan_in_fan_out")) or module.embedding
     inputs, outputs = (shape[0], shape[1]) if transposed else (shape[1], shape[0])
     if rank < 1 or b[1] != rank or a[1] != inputs or b[0] != outputs:
@@ -287,7 +291,9 @@ def _check_whole(
     saved: list[str],
     base: BaseFingerprint,
 ) -> None:
-    """Refuse a key that is no factor unless it is a whole tensor that the configuration announces and the base fits."""
+    """Refuse a key that is no factor unless it is a whole tensor that the configuration announces and the
+    base fits.
+    """
     module, _, leaf = rest.rpartition(".")
     announced = any(module == m or module.endswith(f".{m}") or f".{m}." in f".{module}." for m in saved)
     is_bias = leaf == "bias" and config.get("bias") in ("all", "lora_only")
@@ -302,7 +308,8 @@ def _check_whole(
     # A head for classification (task_type SEQ_CLS) is new; anything the base has must keep its shape.
     if found is not None and found[1] != tensor.shape:
         raise InputError(
-            f"key {key!r} has shape {list(tensor.shape)}, {found[0]} of the base {base.name} has {list(found[1])}",
+            f"key {key!r} has shape {list(tensor.shape)}, "
+            f"{found[0]} of the base {base.name} has {list(found[1])}",
             fix="give the base it was trained on",
         )
 
@@ -310,8 +317,8 @@ def _check_whole(
 def find_in_base(tensor: str, base: BaseFingerprint) -> tuple[str, tuple[int, ...]] | None:
     """(name, shape) of the base's tensor that PEFT calls `tensor`, or None.
 
-    Checkpoints differ from modules by a leading `model.` or `transformer.` (a bare body saved without its head, or
-    the reverse), and a head tied to the embedding has no tensor of its own.
+    Checkpoints differ from modules by a leading `model.` or `transformer.` (a bare body saved without its
+    head, or the reverse), and a head tied to the embedding has no tensor of its own.
     """
     for candidate in _spellings(tensor):
         if candidate in base.tensors:

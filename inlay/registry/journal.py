@@ -1,12 +1,14 @@
-"""The journal: every change of what is live is one row, in integer order, each holding the hash of the one before.
+"""The journal: every change of what is live is one row, in integer order, each holding the hash of the one
+before.
 
-What an alias points to is its newest row that moves it. The stack under it is replayed: promote, base and disable
-push, rollback pops to the row that had pushed where it lands. Nothing is overwritten, so any past moment can be asked.
+What an alias points to is its newest row that moves it. The stack under it is replayed: promote, base and
+disable push, rollback pops to the row that had pushed where it lands. Nothing is overwritten, so any past
+moment can be asked.
 
     hash = sha256(canonical JSON of all other columns, the hash of the row before among them)
 
-An edited, inserted or deleted row breaks the chain. A cut tail or a chain written anew does not show inside the
-file: export `head` and keep it elsewhere. Who acted is what the environment said: advisory.
+An edited, inserted or deleted row breaks the chain. A cut tail or a chain written anew does not show
+inside the file: export `head` and keep it elsewhere. Who acted is what the environment said: advisory.
 """
 
 from __future__ import annotations

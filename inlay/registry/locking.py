@@ -6,9 +6,10 @@ A pinned node is the recipe's node with digests for references::
     {"stack": [node…]}   {"merge": [node…], "method", "params", "rank", "space", "seed"}
     {"route": {"by", "experts": [node…], "fallback": "base", "router": DIGEST}}
 
-with "weight" beside an operator where it is not 1. A variant that is used is copied in, node for node, with "lock" (its
-digest) and "name" (its ref) beside the operator, so that who composes needs to know nothing about nesting.
-The digest leaves "name" and "lock" out: they say where a node came from, not what it does.
+with "weight" beside an operator where it is not 1. A variant that is used is copied in, node for node,
+with "lock" (its digest) and "name" (its ref) beside the operator, so that who composes needs to know
+nothing about nesting. The digest leaves "name" and "lock" out: they say where a node came from, not what
+it does.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Pinned:
 def pin(store: Store, recipe: Recipe, *, routers: Mapping[str, str] | None) -> Pinned:
     """Resolve every reference of `recipe`. `routers` None leaves routers out (to see what would be pinned).
 
-    Raises ReferenceNotFound, InputError for a yanked member, an unknown router or a router's weights that are missing.
+    Raises ReferenceNotFound, InputError for a yanked member, an unknown router or a router's weights that
+    are missing.
     """
     versions: dict[str, Version] = {}
     locks: dict[str, Lock] = {}
@@ -72,7 +74,8 @@ def pin(store: Store, recipe: Recipe, *, routers: Mapping[str, str] | None) -> P
                 if routers is not None and node.by in FITTED_ROUTERS:
                     if path not in wanted:
                         raise InputError(
-                            f"a route by {node.by} needs its router's weights, there are none for {path or 'the root'!r}",
+                            f"a route by {node.by} needs its router's weights, "
+                            f"there are none for {path or 'the root'!r}",
                             fix="fit it first: `inlay lock` does, and so does inlay.composer",
                         )
                     route["router"] = wanted.pop(path)
@@ -156,7 +159,7 @@ def insert(
     who: str,
     owner: str,
 ) -> Lock:
-    """Store a pinned tree as the next lock of `name`, inside a transaction; the newest one if it is the same."""
+    """Store a tree as the next lock of `name`, inside a transaction; the newest one if it is the same."""
     from inlay.registry.adding import base_id, known_base_id, make_name
 
     make_name(store, name, "variant", owner)
@@ -214,7 +217,8 @@ def common_base(versions: tuple[Version, ...], fingerprint: BaseFingerprint | No
             )
         if fingerprint is None and version.base.prompt != chosen.prompt:
             raise BaseMismatch(
-                f"{version.ref} was registered with another tokenizer or chat template than {chosen.name}'s newest",
+                f"{version.ref} was registered with another tokenizer or chat template than the newest "
+                f"member's {chosen.name}",
                 fix="name the base to use: `base: FOLDER` in the recipe",
             )
     return chosen

@@ -1,4 +1,6 @@
-"""From references to records. Resolving is one indexed SELECT: the alias's newest move, joined with what it names."""
+"""From references to records. Resolving is one indexed SELECT: the alias's newest move, joined with what it
+names.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from inlay.registry.records import BaseRef, Lock, Member, NameRow, Version
 from inlay.registry.store import Store
 
 _VERSION = (
-    "id", "name", "number", "digest", "kind", "rank", "targets", "parameters", "exactness", "size", "trained_on",
-    "mismatch", "run", "lineage", "notes", "author", "why", "created",
+    "id", "name", "number", "digest", "kind", "rank", "targets", "parameters", "exactness", "size",
+    "trained_on", "mismatch", "run", "lineage", "notes", "author", "why", "created",
 )  # fmt: skip
 _LOCK = (
     "id", "name", "number", "digest", "recipe", "tree", "guard", "provenance", "author", "why", "created",
@@ -89,8 +91,9 @@ def _by_digest(store: Store, reference: Reference) -> Version | Lock | None:
     name = (" AND {0}.name = ?", [reference.name]) if reference.name else ("", [])
     found: list[Version | Lock] = []
     for select, table in ((_VERSIONS, "v"), (_LOCKS, "l")):
-        sql = f"{select} WHERE {table}.digest >= ? AND {table}.digest < ?{name[0].format(table)} ORDER BY {table}.id DESC"
-        rows = store.db.rows(f"{sql} LIMIT 50", [low, high, *name[1]])
+        where = f"{table}.digest >= ? AND {table}.digest < ?{name[0].format(table)}"
+        sql = f"{select} WHERE {where} ORDER BY {table}.id DESC LIMIT 50"
+        rows = store.db.rows(sql, [low, high, *name[1]])
         found += [thing for row in rows if (thing := item(store, row)) is not None]
     if len({thing.digest for thing in found}) > 1:
         raise ReferenceNotFound(
@@ -173,7 +176,7 @@ def lock_by_id(store: Store, identity: int) -> Lock:
 
 
 def need_name(store: Store, name: str, kind: str | None = None) -> str:
-    """The kind of an existing name; ReferenceNotFound if there is none, InputError if it is of another kind."""
+    """The kind of an existing name; ReferenceNotFound if there is none, InputError if it is not `kind`."""
     check_name(name)
     row = store.db.row("SELECT kind FROM names WHERE name = ?", [name])
     if row is None:
@@ -191,7 +194,8 @@ def names(store: Store, kind: str | None) -> list[NameRow]:
         raise InputError(f"a kind is adapter or variant, got {kind[:40]!r}")
     aliases: dict[str, dict[str, str]] = {}
     for row in store.db.rows(
-        "SELECT name, alias, max(seq), to_ref FROM journal WHERE moves = 1 GROUP BY name, alias ORDER BY name, alias"
+        "SELECT name, alias, max(seq), to_ref FROM journal WHERE moves = 1"
+        " GROUP BY name, alias ORDER BY name, alias"
     ):
         aliases.setdefault(row["name"], {})[row["alias"]] = row["to_ref"] or "disabled"
     rows = store.db.rows(

@@ -69,7 +69,8 @@ def m001_registry(db: Database) -> None:
     """Names, bases, versions, locks, suites, evals, reports, journal."""
     _table(db, "names", {"name": str, "kind": str, "owner": str, "created": str}, pk="name")
 
-    # `tensors` is an object: {tensor name: [dtype, shape]}. `source` is where the base was found when it was used.
+    # `tensors` is an object: {tensor name: [dtype, shape]}. `source` is where the base was found when it was
+    # used.
     _table(
         db,
         "bases",
@@ -230,7 +231,8 @@ def m001_registry(db: Database) -> None:
     )
     db.table("reports").create_index(["subject", "kind"])
 
-    # `moves` is 1 where the row changes what (name, alias) points to; `to_number` is null where it points to nothing.
+    # `moves` is 1 where the row changes what (name, alias) points to; `to_number` is null where it points to
+    # nothing.
     _table(
         db,
         "journal",

@@ -38,7 +38,7 @@ Kind = Literal["alias", "number", "digest"]
 
 @dataclass(frozen=True)
 class Reference:
-    """A parsed reference. `name` is empty for a bare digest; `value` is the alias, the number or the digest."""
+    """A parsed reference. `name` is empty for a bare digest; `value` is alias, number or digest."""
 
     name: str
     kind: Kind
@@ -108,7 +108,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def parse_alias(text: str) -> tuple[str, str]:
-    """(name, alias) of `name@alias` or `name` alone; InputError for a number or a digest, which never move."""
+    """(name, alias) of `name@alias` or `name`; InputError for a number or a digest, which never move."""
     reference = parse_reference(text)
     if reference.kind != "alias":
         raise InputError(

@@ -3,8 +3,8 @@
     objects/sha256/ab/abcd…     mode 0444
     objects/tmp/…               files on their way in; whatever a killed process left here, `gc` removes
 
-A file is written under tmp, flushed to the disk, renamed into place, and its folder flushed, so that a name is
-there only with all of its bytes. A mode is no proof: every read hashes again.
+A file is written under tmp, flushed to the disk, renamed into place, and its folder flushed, so that a
+name is there only with all of its bytes. A mode is no proof: every read hashes again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Objects:
         return digest
 
     def put_file(self, source: Path) -> tuple[str, int]:
-        """Copy the file `source` in, return (digest, size). Links are not followed; InputError if it is one."""
+        """Copy the file `source` in, return (digest, size). InputError if it is a link."""
         try:
             descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
         except OSError as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Merge:
-    """One adapter out of several. `rank` None keeps what the method gives; `seed` is for methods that draw."""
+    """One adapter out of several. `rank` None keeps the method's; `seed` is for methods that draw."""
 
     members: tuple[Node, ...]
     method: str = "linear"
@@ -117,7 +118,8 @@ class Recipe:
 
 
 def load_yaml(text: str, what: str) -> Any:
-    """The plain data in a YAML text of at most 64 KiB: no tags, anchors, aliases, duplicate keys or deep nesting.
+    """The plain data in a YAML text of at most 64 KiB: no tags, anchors, aliases, duplicate keys or deep
+    nesting.
 
     Raises InputError with the line.
     """
@@ -196,7 +198,7 @@ def _text(recipe: str | Path) -> str:
     if not isinstance(recipe, str):
         raise InputError(f"a recipe is a path, a YAML text or a dict, got a {type(recipe).__name__}")
     looks_like_yaml = "\n" in recipe or ": " in recipe or recipe.lstrip().startswith(("{", "["))
-    if not looks_like_yaml and (recipe.endswith((".yaml", ".yml", ".json")) or Path(recipe).is_file()):
+    if not looks_like_yaml and (recipe.endswith((".yaml", ".yml", ".json")) or os.path.isfile(recipe)):
         return read_text(Path(recipe), "recipe")
     return recipe
 

@@ -13,7 +13,7 @@ from inlay.registry.canonical import digest_of_json
 
 @dataclass(frozen=True)
 class BaseRef:
-    """Which base a version or a lock is for. `source` is where it lay, or its hub id, when it was last named."""
+    """Which base a version or a lock is for. `source` is where it lay when it was named, or its hub id."""
 
     weights: str
     prompt: str
@@ -54,7 +54,8 @@ class Version:
 
     @property
     def path(self) -> Path:
-        """A folder with the files under their own names, as links into the store; made and re-hashed on each use.
+        """A folder with the files under their own names, as links into the store; made and re-hashed on each
+        use.
 
         Raises IntegrityError if a file no longer has the bytes it was registered with.
         """
@@ -161,11 +162,13 @@ class SuiteRow:
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """One immutable score. Two of them can be compared item by item when suite, metric, protocol and base agree.
+    """One immutable score. Two of them can be compared item by item when suite, metric, protocol and base
+    agree.
 
-    `subject` is a digest or "base". `score`, `low`, `high` are fractions in the metric's own range, `low` and `high`
-    the two-sided 95% interval. `outcomes` are in the suite's order. `protocol` is the digest of `protocol_detail`
-    (template, few-shot, decoding, seed, dtype, quantisation). Device and library versions are recorded, not keyed.
+    `subject` is a digest or "base". `score`, `low`, `high` are fractions in the metric's own range, `low`
+    and `high` the two-sided 95% interval. `outcomes` are in the suite's order. `protocol` is the digest of
+    `protocol_detail` (template, few-shot, decoding, seed, dtype, quantisation). Device and library
+    versions are recorded, not keyed.
     """
 
     subject: str

@@ -1,4 +1,5 @@
-"""The Registry: what exists, what it scored, which one is live. One method a deed; the deeds live in the files beside.
+"""The Registry: what exists, what it scored, which one is live. One method a deed; the deeds live in the
+files beside.
 
 No torch here, and nothing of the siblings: statistics come in through `Registry.judge`.
 """
@@ -26,8 +27,9 @@ from inlay.registry.store import Store, open_store
 class Registry:
     """An open store. Also a context manager. Threads may share it; other processes open their own.
 
-    References are `name@v3`, `name@alias`, `name@sha256:ab12…`, or `name` alone for `name@prod`. Everything that
-    changes what is live takes `who` ($INLAY_USER, else the account's name; advisory) and leaves journal rows.
+    References are `name@v3`, `name@alias`, `name@sha256:ab12…`, or `name` alone for `name@prod`.
+    Everything that changes what is live takes `who` ($INLAY_USER, else the account's name; advisory) and
+    leaves journal rows.
     """
 
     judge: ClassVar[Judge | None] = None
@@ -39,8 +41,9 @@ class Registry:
     def open(cls, path: str | Path | None = None, *, create: bool = False, check: bool = True) -> Registry:
         """Open the store at `path`; None means $INLAY_STORE, else the nearest `adapters_store` upward.
 
-        `create` makes it where it is missing; `check=False` leaves missing triggers to `fsck`. Raises InputError if
-        there is none or it is newer than this code, IntegrityError if its triggers are gone, StoreBusy.
+        `create` makes it where it is missing; `check=False` leaves missing triggers to `fsck`. Raises
+        InputError if there is none or it is newer than this code, IntegrityError if its triggers are gone,
+        StoreBusy.
         """
         return cls(open_store(path, create=create, check=check))
 
@@ -76,9 +79,10 @@ class Registry:
     ) -> Version:
         """Register the PEFT adapter in `folder`, made for `base`, as the next version of `name`.
 
-        All is checked before a byte is stored (see `inlay.registry.ingest`). The same bytes again give the version
-        they are already. `run` is the training record, kept as an object; its "base" ({"weights", "prompt"}) is
-        compared with `base`. Raises InputError naming what does not fit, BaseMismatch, StoreBusy.
+        All is checked before a byte is stored (see `inlay.registry.ingest`). The same bytes again give the
+        version they are already. `run` is the training record, kept as an object; its "base" ({"weights",
+        "prompt"}) is compared with `base`. Raises InputError naming what does not fit, BaseMismatch,
+        StoreBusy.
         """
         who = whoami()
         return adding.add(
@@ -110,7 +114,8 @@ class Registry:
     def resolve(self, ref: str, *, at: str | datetime | None = None) -> Version | Lock:
         """What `ref` means, now or at a moment (ISO 8601; UTC where it has no zone).
 
-        Raises ReferenceNotFound, with the nearest names, if it means nothing; InputError if it is no reference.
+        Raises ReferenceNotFound, with the nearest names, if it means nothing; InputError if it is no
+        reference.
         """
         return lookup.resolve(self._store, ref, at=at)
 
@@ -125,11 +130,13 @@ class Registry:
         return json.loads(self._store.objects.read(version.run, what=f"training record of {version.ref}"))
 
     def read_file(self, version: Version, path: str) -> bytes:
-        """The bytes of one of a version's files, hashed again. IntegrityError names the file if they changed."""
+        """The bytes of one of a version's files, hashed again. IntegrityError names a file that changed."""
         return self._store.read_file(version.digest, path)
 
     def put_object(self, data: bytes) -> str:
-        """Keep some bytes (a router's weights); their digest. What no lock or report names, `gc` takes in a day."""
+        """Keep some bytes (a router's weights); their digest. What no lock or report names, `gc` takes in a
+        day.
+        """
         return self._store.objects.put_bytes(data)
 
     def get_object(self, digest: str) -> bytes:
@@ -149,10 +156,12 @@ class Registry:
         provenance: Mapping[str, Any] | None = None,
         owner: str | None = None,
     ) -> Lock:
-        """Pin every reference of `recipe` (path, YAML text or dict) and keep it as the next lock of variant `name`.
+        """Pin every reference of `recipe` (path, YAML text or dict) and keep it as the next lock of variant
+        `name`.
 
-        `routers` maps a route's path in the tree ("" for the root, "stack.0") to the digest of its weights. The same
-        recipe, tree and guard as the newest lock give that lock. Raises InputError, ReferenceNotFound, BaseMismatch.
+        `routers` maps a route's path in the tree ("" for the root, "stack.0") to the digest of its
+        weights. The same recipe, tree and guard as the newest lock give that lock. Raises InputError,
+        ReferenceNotFound, BaseMismatch.
         """
         who = whoami()
         return locking.lock(
@@ -189,11 +198,13 @@ class Registry:
         force: bool = False,
         who: str | None = None,
     ) -> Event:
-        """Point `alias` of the reference's name to it: guard, compare-and-swap and journal row in one transaction.
+        """Point `alias` of the reference's name to it: guard, compare-and-swap and journal row in one
+        transaction.
 
-        `expect` is what it must point to now ("v1", "name@v1", a digest, "none"), else Conflict. A guard that is not
-        met is journaled as a refusal, then GuardRefused; `force` passes it, needs `why` and is journaled as such.
-        Promoting what is live already changes nothing and returns the row that made it so.
+        `expect` is what it must point to now ("v1", "name@v1", a digest, "none"), else Conflict. A guard
+        that is not met is journaled as a refusal, then GuardRefused; `force` passes it, needs `why` and is
+        journaled as such. Promoting what is live already changes nothing and returns the row that made it
+        so.
         """
         judge = type(self).judge
         return aliases.promote(
@@ -212,12 +223,13 @@ class Registry:
         dry_run: bool = False,
         who: str | None = None,
     ) -> list[Event]:
-        """Pop the alias's stack to the newest earlier target without anything yanked in it (twice goes back two), or
-        to the entry `to` ("v2"), or to what was live at `to_time`.
+        """Pop the alias's stack to the newest earlier target without anything yanked in it (twice goes back
+        two), or to the entry `to` ("v2"), or to what was live at `to_time`.
 
-        `dependents` moves, in the same transaction, every live variant alias that contains what is left behind to its
-        latest earlier lock free of it. An alias that has none stops the whole of it and is named (Conflict), unless
-        `otherwise` is "disable" or, for variants, "base". `dry_run` returns the rows and writes none. Never guarded.
+        `dependents` moves, in the same transaction, every live variant alias that contains what is left
+        behind to its latest earlier lock free of it. An alias that has none stops the whole of it and is
+        named (Conflict), unless `otherwise` is "disable" or, for variants, "base". `dry_run` returns the
+        rows and writes none. Never guarded.
         """
         return aliases.rollback(
             self._store,
@@ -241,10 +253,12 @@ class Registry:
         dry_run: bool = False,
         who: str | None = None,
     ) -> list[Event]:
-        """Mark a version or lock as not to be used again; its own aliases that point to it are rolled back with it.
+        """Mark a version or lock as not to be used again; its own aliases that point to it are rolled back
+        with it.
 
-        Existing locks keep it and still resolve; no new lock or promotion may use it. `rollback_dependents`,
-        `otherwise` and `dry_run` as in `rollback`. Yanking what is yanked does nothing. Never guarded.
+        Existing locks keep it and still resolve; no new lock or promotion may use it.
+        `rollback_dependents`, `otherwise` and `dry_run` as in `rollback`. Yanking what is yanked does
+        nothing. Never guarded.
         """
         return aliases.yank(
             self._store,
@@ -264,7 +278,9 @@ class Registry:
         why: str = "",
         who: str | None = None,
     ) -> Event:
-        """Set, or with None remove, the guard of `name@alias`; its suites are pinned by digest as they are now."""
+        """Set, or with None remove, the guard of `name@alias`; its suites are pinned by digest as they are
+        now.
+        """
         return aliases.set_guard(self._store, name_alias, guard, why=why, who=who or whoami())
 
     def guard(self, name: str, alias: str) -> Guard | None:
@@ -278,7 +294,9 @@ class Registry:
         return journal.events(self._store.db, name, limit=limit)
 
     def journal_head(self) -> tuple[int, str]:
-        """(seq, hash) of the newest row, to be kept elsewhere: `fsck(head)` then finds a cut or rewritten chain."""
+        """(seq, hash) of the newest row, to be kept elsewhere: `fsck(head)` then finds a cut or rewritten
+        chain.
+        """
         return journal.head(self._store.db)[:2]
 
     # What it scored
@@ -286,7 +304,9 @@ class Registry:
     def put_suite(
         self, name: str, digest: str, items_jsonl: bytes, *, metric: str, skills: Mapping[str, Any]
     ) -> SuiteRow:
-        """Keep a suite's items. Two contents under one name: the newest wins by name, both are found by digest."""
+        """Keep a suite's items. Two contents under one name: the newest wins by name, both are found by
+        digest.
+        """
         return evidence.put_suite(self._store, name, digest, items_jsonl, metric=metric, skills=skills)
 
     def suite(self, name_or_digest: str) -> SuiteRow:
@@ -298,8 +318,9 @@ class Registry:
         return evidence.suites(self._store)
 
     def put_eval(self, record: EvalRecord) -> EvalRecord:
-        """Keep a score for good. The same key with the same outcomes again changes nothing and returns what is kept;
-        with other outcomes it raises IntegrityError that names both scores."""
+        """Keep a score for good. The same key with the same outcomes again changes nothing and returns what
+        is kept; with other outcomes it raises IntegrityError that names both scores.
+        """
         return evidence.put_eval(self._store, record)
 
     def evals(
@@ -333,7 +354,7 @@ class Registry:
         return upkeep.fsck(self._store, head)
 
     def gc(self, *, dry_run: bool = False, grace: float = upkeep.GRACE_SECONDS) -> list[Path]:
-        """Remove what nothing refers to and is older than `grace` seconds; the paths that went, or would go."""
+        """Remove what nothing refers to and is older than `grace` seconds; the paths that went, or would."""
         return upkeep.gc(self._store, dry_run=dry_run, grace=grace)
 
     def base_tensors(self, weights: str) -> dict[str, tuple[str, tuple[int, ...]]]:

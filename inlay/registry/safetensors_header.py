@@ -1,11 +1,11 @@
 """A bounded reader of safetensors files: nothing is believed that the header says until it adds up.
 
-The format (https://github.com/huggingface/safetensors#format): eight bytes, the header's length as a little-endian
-unsigned integer; a JSON object {name: {"dtype", "shape", "data_offsets": [begin, end]}}; then the tensors' bytes,
-each exactly once and without gaps. `__metadata__` is an optional map of strings.
+The format (https://github.com/huggingface/safetensors#format): eight bytes, the header's length as a
+little-endian unsigned integer; a JSON object {name: {"dtype", "shape", "data_offsets": [begin, end]}};
+then the tensors' bytes, each exactly once and without gaps. `__metadata__` is an optional map of strings.
 
-Own parser rather than the library's: errors must name the file and the tensor, bounds are ours (16 MiB instead
-of 100 MB of header), and the registry reads headers of bases whose tensors it never loads.
+Own parser rather than the library's: errors must name the file and the tensor, bounds are ours (16 MiB
+instead of 100 MB of header), and the registry reads headers of bases whose tensors it never loads.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
 
 
 def _counts(value: Any) -> bool:
-    """Whether `value` is a list of integers that a 64-bit size can be (True is an int in Python; not here)."""
+    """Whether `value` is a list of integers that a 64-bit size can be (True is none here)."""
     return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
 
 
@@ -146,8 +146,8 @@ def _bad(path: Path, what: str) -> InputError:
 def refuse_non_finite(path: Path, tensors: dict[str, TensorInfo]) -> None:
     """Raise InputError that names the first tensor holding NaN or infinity.
 
-    Every float dtype is looked at as unsigned integers of its width, so that bf16 and fp8, which numpy lacks, are
-    checked like the rest; the pages are read once through a memory map.
+    Every float dtype is looked at as unsigned integers of its width, so that bf16 and fp8, which numpy
+    lacks, are checked like the rest; the pages are read once through a memory map.
     """
     import numpy as np  # here, so that listing and resolving do without it
 
@@ -161,7 +161,7 @@ def refuse_non_finite(path: Path, tensors: dict[str, TensorInfo]) -> None:
                 view, mask = _EXPONENT[tensor.dtype]
             elif tensor.dtype.startswith("F") or tensor.dtype.startswith("C"):
                 raise InputError(
-                    f"{path.name}: tensor {tensor.name!r} has dtype {tensor.dtype}, which cannot be checked for NaN",
+                    f"{path.name}: tensor {tensor.name!r} has dtype {tensor.dtype}, not checked for NaN",
                     fix="save it as F32, F16 or BF16",
                 )
             else:

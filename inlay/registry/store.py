@@ -31,7 +31,8 @@ class Store:
         return json.loads(self.objects.read(digest, what="manifest"))
 
     def folder(self, digest: str) -> Path:
-        """`exports/<hex>/` with the version's files under their own names, as relative links into the objects.
+        """`exports/<hex>/` with the version's files under their own names, as relative links into the
+        objects.
 
         Every file is hashed again before the folder is handed out. A cache: it may be deleted at any time.
         """
@@ -78,7 +79,8 @@ def _link(path: Path) -> str | None:
 
 
 def find(path: str | Path | None, *, create: bool) -> Path:
-    """The store's folder: `path`, else $INLAY_STORE, else the nearest `adapters_store` with a registry upward.
+    """The store's folder: `path`, else $INLAY_STORE, else the nearest `adapters_store` with a registry
+    upward.
 
     Raises InputError where there is none and `create` is false. With `create`, a store that is nowhere is
     `adapters_store` in the working folder.
@@ -112,7 +114,7 @@ def find(path: str | Path | None, *, create: bool) -> Path:
 
 
 def open_store(path: str | Path | None, *, create: bool, check: bool) -> Store:
-    """The store at `path` (see `find`), its schema current and its triggers asserted unless `check` is false."""
+    """The store at `path` (see `find`), its schema current, its triggers asserted if `check`."""
     folder = find(path, create=create)
     file = folder / FILE
     if file.exists() and not file.is_file():

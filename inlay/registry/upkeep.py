@@ -55,10 +55,11 @@ def fsck(store: Store, head: tuple[int, str] | None = None) -> list[str]:
 
 
 def gc(store: Store, *, dry_run: bool, grace: float) -> list[Path]:
-    """Remove leftovers and objects that nothing refers to, older than `grace` seconds; returns what went (or would).
+    """Remove leftovers and objects that nothing refers to, older than `grace` seconds; returns what went (or
+    would).
 
-    Under the lock that every registration takes, so that nothing becomes referenced in between; an object stored
-    moments ago whose row is still to come is protected by the grace period.
+    Under the lock that every registration takes, so that nothing becomes referenced in between; an object
+    stored moments ago whose row is still to come is protected by the grace period.
     """
     if grace < 0:
         raise InputError(f"grace must not be negative, got {grace}")
@@ -114,7 +115,8 @@ def _against_journal(store: Store) -> list[str]:
             said = "says another digest" if row["to_digest"] else "never mentions it"
             found.append(f"{row['name']}@v{row['number']}: the journal {said}")
         for row in store.db.rows(
-            f"SELECT j.to_ref FROM journal j LEFT JOIN {table} t ON t.name = j.name AND t.number = j.to_number"
+            f"SELECT j.to_ref FROM journal j LEFT JOIN {table} t"
+            " ON t.name = j.name AND t.number = j.to_number"
             f" WHERE j.verb = '{verb}' AND t.id IS NULL"
         ):
             found.append(f"{row['to_ref']}: the journal mentions it, its row is gone")
