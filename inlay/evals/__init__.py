@@ -4,12 +4,15 @@
     metrics.py      how one answer is scored
     statistics.py   paired statistics in plain Python: Tango, McNemar, Wilson, Holm
     inference.py    the one place that turns prompts into tensors
+    prompts.py      general prompts for staying near the base
     scoring.py      a model asked a suite
+    ledger.py       measuring with the registry as memory
     drift.py        KL and disagreement with the base, whose side is cached
     forgetting.py   the report: what was lost and gained, and how sure that is
     guards.py       a guard's thresholds against evidence
     report_text.py  the report on a terminal
     report_html.py  the report as one self-contained page
+    report_plots.py its plots
 
 Names load on first use: judging a promotion imports neither torch nor numpy.
 """

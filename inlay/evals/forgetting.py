@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from inlay.errors import InputError
 from inlay.evals.drift import Drift
 from inlay.evals.scoring import EvalResult, check_comparable
-from inlay.evals.statistics import Paired, holm
+from inlay.evals.statistics import Paired, holm, needed_items
 from inlay.registry.canonical import now
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ SCHEMA = 1
 FLIPS_KEPT = 50
 UNINFORMATIVE_BELOW = 0.03
 KEPT_WITHIN = 0.05
-"""The verdict says "keeps" where the upper bound of the loss is at most this: five points."""
+"""The verdict says "keeps" where the upper bound of the loss is at most this, on as many items as a guard
+would ask for."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,10 @@ class ForgettingReport:
             what = f"forgets {percent(self.lost)} points of held-out general skills"
         elif counts.gain_lower > 0.0 and counts.p_value < 0.05:
             what = f"improves held-out general skills by {percent(-self.lost)} points"
-        elif self.upper <= KEPT_WITHIN:
+        elif self.upper <= KEPT_WITHIN and counts.n >= needed_items(KEPT_WITHIN):
             what = f"keeps the held-out general skills (lost: estimate {percent(self.lost)} points)"
         else:
-            what = f"may have lost held-out general skills (estimate {percent(self.lost)} points)"
+            what = f"is not shown to keep the held-out general skills (lost: estimate {percent(self.lost)})"
         return (
             f"{self.subject} {what}: 95% interval {percent(low)} to {percent(high)}, upper bound "
             f"{percent(self.upper)}, n={counts.n}, p {p_text(counts.p_value)}."

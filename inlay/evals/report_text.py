@@ -34,7 +34,7 @@ def print_report(report: ForgettingReport, console: Console | None = None) -> No
             Text.assemble(
                 ("lost ", "red"),
                 (f"{flip.skill}: ", "bold"),
-                _short(flip.prompt, 200),
+                _short(" ".join(flip.prompt.split()), 200),
                 ("\n  base ", "green"),
                 _short(flip.expected, 100),
                 ("\n  now  ", "red"),
@@ -93,11 +93,13 @@ def _totals(report: ForgettingReport) -> Table:
 def _skills(report: ForgettingReport) -> Table:
     from rich.text import Text
 
-    table = _table("By skill (p adjusted by Holm)", "skill", "n", "−/+", "base%", "now%", "lost [95%]", "p")
+    table = _table(
+        "By skill (° protected; p adjusted by Holm)", "skill", "n", "−/+", "base%", "now%", "lost [95%]", "p"
+    )
     for skill in report.skills:
         counts = skill.counts
         table.add_row(
-            Text(skill.name + ("" if skill.held_out else " ·prot.")),
+            Text(skill.name + ("" if skill.held_out else " °")),
             str(counts.n),
             f"{counts.lost}/{counts.gained}",
             percent(counts.base_score),

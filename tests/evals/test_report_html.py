@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from evals_fakes import result_of, suite_of
 
+from inlay.errors import InputError
 from inlay.evals.drift import Drift
 from inlay.evals.forgetting import ForgettingReport, compare
 from inlay.evals.report_html import Estimate, Subject, write_report
@@ -127,6 +128,11 @@ def test_the_same_data_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_page_without_anything_to_plot(tmp_path: Path) -> None:
     text = write_report(tmp_path / "r.html", "empty", []).read_text()
     assert not [tag for tag, _ in Page(text).tags if tag == "img"]
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(InputError, match=r"must be one of base, adapter, .*'champion'"):
+        Subject("x", "champion")
 
 
 def test_subjects_follow_from_the_report() -> None:
