@@ -73,6 +73,11 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'inlay' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "Registry":
+        # The registry keeps the rules, evals the statistics, and neither knows the other: here they meet.
+        from inlay.evals.guards import judge
+
+        value.judge = staticmethod(judge)
     globals()[name] = value
     return value
 

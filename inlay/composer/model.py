@@ -19,7 +19,7 @@ from inlay.composer.plan import Plan, make_plan
 from inlay.composer.routers.probe import Probe, pooled
 from inlay.errors import BaseMismatch, InputError
 from inlay.evals.inference import Base, Chat, Prompt, load_base
-from inlay.registry import BaseRef, Lock, Registry, Version
+from inlay.registry import BaseRef, Lock, Recipe, Registry, Version
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ class ComposedModel:
 
     def _load(self, target: Lock | Version, plan: Plan) -> None:
         adapters = [read_adapter(slot.version, store=self.store) for slot in plan.slots]
-        routers = [_router(self.store, plan, number, target) for number in range(len(plan.routes))]
+        routers = load_routers(self.store, plan, target.ref)
         self._bank.attach(adapters)
         self.target, self.plan, self._routers = target, plan, routers
         self._open()
@@ -157,9 +157,9 @@ def compose(
     from inlay.registry import Registry as Store
 
     store = store if isinstance(store, Store) else Store.open(store)
-    target = _target(what, store)
+    target = _target(what, store, base)
     plan = make_plan(store, target)
-    loaded = base if isinstance(base, Base) else load_base(base or _whereabouts(target.base), device=device, dtype=dtype)
+    loaded = base if isinstance(base, Base) else load_base(base or whereabouts(target.base), device=device, dtype=dtype)
     check_base(target.base, loaded, target.ref, accept_prompt_change=accept_prompt_change)
     return ComposedModel(loaded, store, target, plan)
 
@@ -180,35 +180,40 @@ def check_base(wanted: BaseRef, loaded: Base, ref: str, *, accept_prompt_change:
         )
 
 
-def _target(what: Any, store: Registry) -> Lock | Version:
+def _target(what: Any, store: Registry, base: BaseLike) -> Lock | Version:
     if isinstance(what, Lock | Version):
         return what
     if isinstance(what, str) and not what.lstrip().startswith("{") and "\n" not in what and not Path(what).is_file():
         return store.resolve(what)
-    from inlay.composer.locking import pin_recipe
+    from inlay.composer.locking import fit_routers
 
-    return pin_recipe(store, what)
+    recipe = Recipe.of(what)
+    return store.pin(recipe, routers=fit_routers(store, recipe, base=base))
 
 
-def _whereabouts(base: BaseRef) -> str:
+def whereabouts(base: BaseRef) -> str:
+    """Where the registry last saw a base; InputError if nobody told it."""
     if not base.source:
         raise InputError(f"nobody told where the base {base.name} lies", fix="name it with --base")
     return base.source
 
 
-def _router(store: Registry, plan: Plan, number: int, target: Lock | Version) -> Probe:
-    route = plan.routes[number]
-    if route.by != Probe.name:
-        raise InputError(f"{route.path}: no router is called {route.by!r}", fix=f"this version has {Probe.name}")
-    if route.router is None:
-        raise InputError(f"{route.path} of {target.ref} has no fitted router", fix="lock the recipe again")
-    return Probe.from_bytes(store.get_object(route.router), base=plan.base.weights, experts=route_digests(plan, number))
+def load_routers(store: Registry, plan: Plan, ref: str) -> list[Probe]:
+    """The fitted router of each route of a plan; InputError or IntegrityError where one is missing or foreign."""
+    routers = []
+    for number, route in enumerate(plan.routes):
+        if route.by != Probe.name:
+            raise InputError(f"{route.path}: this version has no router {route.by!r}", fix=f"route by {Probe.name}")
+        if route.router is None:
+            raise InputError(f"the route at {route.path} of {ref} has no fitted router", fix="lock the recipe again")
+        data = store.get_object(route.router)
+        routers.append(Probe.from_bytes(data, base=plan.base.weights, experts=_route_digests(plan, number)))
+    return routers
 
 
-def route_digests(plan: Plan, number: int) -> list[str]:
+def _route_digests(plan: Plan, number: int) -> list[str]:
     """For each expert of a route, what it consists of: the digests of its leaves, joined in their order."""
-    route = plan.routes[number]
     return [
         "+".join(plan.slots[leaf.slot].version.digest for leaf in plan.leaves if (number, expert) in leaf.conditions)
-        for expert in range(len(route.experts))
+        for expert in range(len(plan.routes[number].experts))
     ]

@@ -14,6 +14,8 @@ from typing import Any
 from inlay.composer.factors import FACTOR_KEY, refusal
 from inlay.errors import BaseMismatch, InputError
 from inlay.registry import BaseRef, Lock, Registry, Version
+from inlay.registry.lookup import children
+from inlay.registry.recipes import BASE
 
 Condition = tuple[int, int]
 """(number of a route, number of its expert): the leaf speaks only where that route chose that expert."""
@@ -84,7 +86,7 @@ class Plan:
                 {
                     "ref": s.version.ref,
                     "digest": s.version.digest,
-                    "rank": max(s.ranks.values()),
+                    "rank": max(s.ranks.values(), default=0),
                     "modules": len(s.ranks),
                     "bytes": s.nbytes,
                 }
@@ -143,24 +145,23 @@ class _Layout:
     def walk(self, node: Mapping[str, Any], weight: float, conditions: tuple[Condition, ...], path: str) -> None:
         weight *= float(node.get("weight", 1.0))
         if "use" in node:
-            self.leaves.append(Leaf(self._slot(node), weight, conditions, path or "use"))
+            if node["use"] != BASE:
+                self.leaves.append(Leaf(self._slot(node), weight, conditions, path))
         elif "stack" in node:
-            for i, member in enumerate(node["stack"]):
-                self.walk(member, weight, conditions, f"{path}.stack[{i}]".lstrip("."))
+            for step, member in children(node):
+                self.walk(member, weight, conditions, _below(path, step))
         elif "route" in node:
             route = node["route"]
             number = len(self.routes)
             experts = tuple(_label(expert) for expert in route["experts"])
-            self.routes.append(RouteNode(path or "route", route["by"], experts, route.get("router")))
-            for i, expert in enumerate(route["experts"]):
-                self.walk(expert, weight, (*conditions, (number, i)), f"{path}.route[{i}]".lstrip("."))
-        elif "merge" in node:
+            self.routes.append(RouteNode(path, route["by"], experts, route.get("router")))
+            for i, (step, expert) in enumerate(children(node)):
+                self.walk(expert, weight, (*conditions, (number, i)), _below(path, step))
+        else:
             raise InputError(
                 f"this version composes by stack and route, and {path or 'the recipe'} is a merge",
                 fix="write a stack, or a route where the members disturb each other",
             )
-        else:
-            raise InputError(f"a node needs use, stack or route, and {path or 'the recipe'} has {sorted(node)}")
 
     def _slot(self, node: Mapping[str, Any]) -> int:
         digest = node["use"]
@@ -205,9 +206,12 @@ class _Layout:
         return found
 
 
+def _below(path: str, step: str) -> str:
+    return f"{path}.{step}" if path else step
+
+
 def _label(node: Mapping[str, Any]) -> str:
     """How an expert is called in reports: its reference, or its members' joined."""
-    if "use" in node:
+    if "name" in node:
         return str(node["name"])
-    members = node.get("stack") or node["route"]["experts"]
-    return "+".join(_label(member) for member in members)
+    return "+".join(_label(child) for _, child in children(node))

@@ -6,7 +6,6 @@ it starts and kept with the version.
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from collections.abc import Sequence
@@ -15,12 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inlay.builtin import general_prompts_path
 from inlay.composer.model import compose
 from inlay.composer.measure import GENERAL, SuiteLike, suite_of
 from inlay.errors import InputError
 from inlay.evals.inference import Base, base_answers, load_base
 from inlay.evals.ledger import Say, keep_suite, measure
+from inlay.evals.prompts import read_prompts
 from inlay.evals.scoring import library_versions
 from inlay.registry import Registry
 from inlay.registry.fingerprint import cache_dir
@@ -155,27 +154,6 @@ def train(
     finally:
         composed.detach()
     return TrainResult(version, report, run)
-
-
-def read_prompts(source: str | Path | Sequence[str] | None) -> list[str]:
-    """General prompts: a JSONL file of objects with a "prompt", a list of strings, or None for those shipped."""
-    if source is not None and not isinstance(source, str | Path):
-        return list(source)
-    path = Path(source) if source is not None else general_prompts_path()
-    if not path.is_file():
-        raise InputError(f"general prompts must be a JSONL file, and there is none at {path}", fix="check the path")
-    prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error.msg}") from None
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise InputError(f'{path}, line {number} must be an object with a "prompt"')
-        prompts.append(row["prompt"])
-    if not prompts:
-        raise InputError(f"general prompts must be at least one, and {path} holds none")
-    return prompts
 
 
 def refuse_overlap(prompts: Sequence[str], suites: Sequence[Suite]) -> None:

@@ -31,6 +31,8 @@ class Settings:
     weight_decay: float = 0.0
     kl: float = 1.0
     """Weight of KL(base ‖ adapted) on general prompts and the base's own answers; 0 switches it off."""
+    kl_prompt: float = 0.3
+    """Weight of the same divergence at the prompts' own positions, beside that at the answers'."""
     kl_batch_size: int = 16
     """General prompts a step. Together with `batch_size` it sets the price: each costs about as much as a row."""
     max_length: int = 512
@@ -61,8 +63,9 @@ class Settings:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above zero, and is {getattr(self, name)}")
-        if self.kl < 0:
-            raise InputError(f"kl must not be negative, and is {self.kl}", fix="0 switches it off")
+        for name in ("kl", "kl_prompt"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, and is {getattr(self, name)}", fix="0 switches it off")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -119,6 +119,7 @@ def fit(
             base.tokenizer,
             *general,
             rows=settings.kl_batch_size,
+            prompt_weight=settings.kl_prompt,
             seed=settings.seed,
             device=str(base.model.device),
         )

@@ -1,0 +1,130 @@
+"""From a recipe to a lock: routers are fitted, then everything is pinned and stored.
+
+The registry pins references; what it cannot do without a model, fitting routers, happens here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inlay.errors import Conflict, InputError, IntegrityError
+from inlay.registry import Lock, Recipe, Registry, Route, Stack, Use, Version
+from inlay.registry.recipes import FITTED_ROUTERS, Node
+
+if TYPE_CHECKING:
+    from inlay.composer.model import BaseLike
+
+GENERAL_PROMPTS = 256
+"""How many general prompts stand for the base class of a router."""
+
+RecipeLike = str | Path | Mapping[str, Any] | Recipe
+
+
+def lock(
+    store: Registry,
+    name: str,
+    recipe: RecipeLike,
+    *,
+    base: BaseLike = None,
+    general_prompts: str | Path | Sequence[str] | None = None,
+    why: str = "",
+    seed: int = 0,
+) -> Lock:
+    """Resolve `recipe` afresh and keep it as the next lock of the variant `name`.
+
+    A route's router is fitted on prompts kept with its experts' training runs, and on `general_prompts`
+    (a JSONL file of {"prompt"}, a list, or those that ship) for its base class. The base is needed for that
+    alone. Raises InputError (recipe, no examples for an expert), BaseMismatch, Conflict (an alias moved while
+    the router was fitted).
+    """
+    parsed = Recipe.of(recipe)
+    routers = fit_routers(store, parsed, base=base, general_prompts=general_prompts, seed=seed)
+    made = store.lock(name, parsed, routers=routers, why=why)
+    if routers:
+        from inlay.composer.model import load_routers
+        from inlay.composer.plan import make_plan
+
+        try:
+            load_routers(store, make_plan(store, made), made.ref)
+        except IntegrityError as error:
+            raise Conflict(f"an alias moved while the router of {made.ref} was fitted", fix="lock it again") from error
+    return made
+
+
+def fit_routers(
+    store: Registry,
+    recipe: Recipe,
+    *,
+    base: BaseLike = None,
+    general_prompts: str | Path | Sequence[str] | None = None,
+    seed: int = 0,
+) -> dict[str, str]:
+    """Fit the router of every route that needs one: path of the route -> digest of its weights in the store."""
+    routes = [(path, node) for path, node in _walk(recipe.compose) if isinstance(node, Route) and node.by in FITTED_ROUTERS]
+    if not routes:
+        return {}
+    from inlay.composer.model import check_base, whereabouts
+    from inlay.composer.routers import ROUTERS
+    from inlay.evals.inference import Base, load_base
+    from inlay.evals.prompts import read_prompts
+
+    known = {router.name: router for router in ROUTERS}
+    general = read_prompts(general_prompts)
+    step = max(1, len(general) // GENERAL_PROMPTS)
+    loaded: Base | None = base if isinstance(base, Base) else None
+    fitted = {}
+    for path, route in routes:
+        if route.by not in known:
+            raise InputError(
+                f"this version routes by {', '.join(known)}, and {path or 'the recipe'} asks for {route.by}"
+            )
+        members = [list(_versions(store, expert)) for expert in route.experts]
+        if loaded is None:
+            loaded = load_base(base or recipe.base or whereabouts(members[0][0].base))
+        check_base(members[0][0].base, loaded, members[0][0].ref)
+        router = known[route.by].fit(
+            loaded,
+            [[prompt for version in versions for prompt in _examples(store, version)] for versions in members],
+            general[::step][:GENERAL_PROMPTS],
+            experts=["+".join(version.digest for version in versions) for versions in members],
+            seed=seed,
+        )
+        fitted[path] = store.put_object(router.to_bytes())
+    return fitted
+
+
+def _examples(store: Registry, version: Version) -> list[str]:
+    run = store.run_of(version) or {}
+    examples = run.get("examples") or []
+    if not examples:
+        raise InputError(
+            f"a router needs examples of what {version.ref} is for, and its record has none",
+            fix="register it with `inlay add --examples FILE`",
+        )
+    return list(examples)
+
+
+def _walk(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
+    """Every node with its path, as the registry names paths: "stack.0", "route.1"."""
+    yield path, node
+    if isinstance(node, Use):
+        return
+    operator = "route" if isinstance(node, Route) else "stack" if isinstance(node, Stack) else "merge"
+    for i, child in enumerate(node.experts if isinstance(node, Route) else node.members):
+        yield from _walk(child, f"{path}.{operator}.{i}" if path else f"{operator}.{i}")
+
+
+def _versions(store: Registry, node: Node) -> Iterator[Version]:
+    """The adapters below a node, in the order of the plan's leaves."""
+    for _, leaf in _walk(node):
+        if isinstance(leaf, Use):
+            found = store.resolve(leaf.ref)
+            if isinstance(found, Lock):
+                for member in found.members:
+                    version = store.resolve(member.ref)
+                    assert isinstance(version, Version)
+                    yield version
+            else:
+                yield found
