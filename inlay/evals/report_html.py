@@ -155,7 +155,8 @@ def _estimate_text(estimate: Estimate | None) -> str:
         return "–"
     if estimate.low == estimate.high:
         return percent(estimate.value)
-    return f"{percent(estimate.value)} [{percent(estimate.low)}, {percent(estimate.high)}]"
+    # Where a narrow screen breaks the line, it breaks before the interval and not inside.
+    return f"{percent(estimate.value)} [{percent(estimate.low)},\u00a0{percent(estimate.high)}]"
 
 
 def _p_cell(p: float) -> str:

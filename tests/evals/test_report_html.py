@@ -112,7 +112,7 @@ def test_plots_are_whole_and_inert(page_text: str) -> None:
 def test_it_says_the_figures(page_text: str) -> None:
     text = Page(page_text).text
     assert "acme@v1 " in text and "(verdict)" in text
-    assert "95.0 [87.8, 98.0]" in text  # 76 of 80, Wilson
+    assert "95.0 [87.8,\u00a098.0]" in text  # 76 of 80, Wilson
     assert "points lost [95%]" in text and "allowance of 5.0 points" in text
     assert "12 of 90 lost items shown" in text
     assert "KL to the base 0.1000 nats" in text
