@@ -69,12 +69,14 @@ def run_demo(folder: Path, *, tell: Callable[[str], None], say: Say | None = Non
     base = load_base(base_path())
     demo = Demo(folder, folder / "report.html")
 
-    tell(f"The base: {base.fingerprint.name}, {base.model.num_parameters():,} parameters, on {base.model.device}.")
+    tell(f"The base: {base.fingerprint.name}, {base.model.num_parameters():,} parameters.")
     data = {task: _write_data(folder, task) for task in TASKS}
     tests = [str(test) for _, test in data.values()]
     trained = {task: _train(base, store, task, data[task], say, "first training") for task in TASKS}
     for task, result in trained.items():
-        tell(f"Trained and registered {result.version.ref} in {result.run['seconds']:.0f} s. {result.verdict}")
+        tell(
+            f"Trained and registered {result.version.ref} in {result.run['seconds']:.0f} s. {result.verdict}"
+        )
         store.set_guard(f"{task}@prod", _guard([task]), why="what every adapter here must keep")
         store.promote(result.version.ref, "prod", why="beats the base, keeps what the base knew")
 
@@ -112,7 +114,9 @@ def run_demo(folder: Path, *, tell: Callable[[str], None], say: Say | None = Non
         store.promote(bad.ref, "prod", why="the deadline is today", force=True)
     tell(f"Live for acme now: {bad.ref}. {_gains(bad_report)}. {bad_report.verdict}")
 
-    for event in store.rollback(f"{TASKS[0]}@prod", why="answers customers' other questions with queue names", dependents=True):
+    for event in store.rollback(
+        f"{TASKS[0]}@prod", why="answers customers' other questions with queue names", dependents=True
+    ):
         tell(f"Rolled back: {event.sentence()}")
     after = _fingerprint(compose("acme@prod", store=store, base=base), witnesses)
     demo.identical = after == before
@@ -164,7 +168,13 @@ def _write_data(folder: Path, task: str) -> tuple[Path, Path]:
 
 
 def _train(
-    base: Base, store: Registry, task: str, data: tuple[Path, Path], say: Say | None, why: str, **settings: Any
+    base: Base,
+    store: Registry,
+    task: str,
+    data: tuple[Path, Path],
+    say: Say | None,
+    why: str,
+    **settings: Any,
 ) -> TrainResult:
     return train(base, data[0], name=task, store=store, target=[data[1]], why=why, say=say, **settings)
 
@@ -179,7 +189,9 @@ def _train_carelessly(
     )  # fmt: skip
 
 
-def _measure(ref: str, store: Registry, base: Base, tests: Sequence[str], say: Say | None) -> ForgettingReport:
+def _measure(
+    ref: str, store: Registry, base: Base, tests: Sequence[str], say: Say | None
+) -> ForgettingReport:
     composed = compose(ref, store=store, base=base)
     try:
         return forgetting(composed, target=tests, say=say)
@@ -215,7 +227,8 @@ def _fingerprint(composed: ComposedModel, prompts: Sequence[str]) -> tuple[list[
 
 def _gains(report: ForgettingReport) -> str:
     return ", ".join(
-        f"{t.suite} {100 * t.counts.base_score:.1f} → {100 * t.counts.model_score:.1f}%" for t in report.targets
+        f"{t.suite} {100 * t.counts.base_score:.1f} → {100 * t.counts.model_score:.1f}%"
+        for t in report.targets
     )
 
 
@@ -223,7 +236,9 @@ def _row(label: str, report: ForgettingReport, *, base_side: bool = False) -> di
     """One row of the closing table; the base's side where `base_side`."""
     return {
         "subject": label,
-        "targets": {t.suite: t.counts.base_score if base_side else t.counts.model_score for t in report.targets},
+        "targets": {
+            t.suite: t.counts.base_score if base_side else t.counts.model_score for t in report.targets
+        },
         "general": report.held_out.base_score if base_side else report.held_out.model_score,
         "lost": 0.0 if base_side else report.lost,
         "upper": 0.0 if base_side else report.upper,

@@ -46,7 +46,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         for name, module, _ in VERBS:
             if name == cmd_name:
-                return getattr(importlib.import_module(f"inlay.cli.{module}"), f"{name}_verb")  # type: ignore[no-any-return]
+                return getattr(importlib.import_module(f"inlay.cli.{module}"), f"{name}_verb")
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -63,7 +63,9 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version.")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version."
+)
 def cli() -> None:
     """Inlay keeps a team's adapters: trains them, versions them, composes them for each customer while measuring
     what is forgotten, and rolls a bad one back everywhere.
@@ -89,7 +91,9 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _fail(arguments, as_json, "Interrupted", "interrupted; what was registered stays registered", None, 130)
+        return _fail(
+            arguments, as_json, "Interrupted", "interrupted; what was registered stays registered", None, 130
+        )
     except click.ClickException as error:
         fix = "see inlay --help"
         if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -109,7 +113,9 @@ def _explain(arguments: list[str], as_json: bool, error: Exception) -> int:
     if isinstance(error, InlayError):
         return _fail(arguments, as_json, type(error).__name__, error.message, error.fix, error.exit_code)
     if isinstance(error, OSError):
-        return _fail(arguments, as_json, "EnvironmentError", f"{error}", "check the disk and the rights, try again", 3)
+        return _fail(
+            arguments, as_json, "EnvironmentError", f"{error}", "check the disk and the rights, try again", 3
+        )
     if os.environ.get("INLAY_TRACEBACK"):
         import traceback
 

@@ -21,10 +21,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 store_option = click.option(
-    "--store", metavar="FOLDER", help="The store; by default $INLAY_STORE, else the nearest adapters_store upward."
+    "--store",
+    metavar="FOLDER",
+    help="The store; by default $INLAY_STORE, else the nearest adapters_store upward.",
 )
 base_option = click.option(
-    "--base", metavar="BASE", help="Where the base lies: a folder or a hub id; by default where it was last seen."
+    "--base",
+    metavar="BASE",
+    help="Where the base lies: a folder or a hub id; by default where it was last seen.",
 )
 why_option = click.option("--why", default="", metavar="TEXT", help="The reason, kept in the journal.")
 

@@ -9,12 +9,32 @@ from inlay.cli.console import common, emit, open_store, progress, why_option
 
 @click.command("train")
 @click.argument("data", type=click.Path())
-@click.option("--base", required=True, metavar="BASE", help="Folder or hub id of an instruction-tuned model; `builtin` for ours.")
+@click.option(
+    "--base",
+    required=True,
+    metavar="BASE",
+    help="Folder or hub id of an instruction-tuned model; `builtin` for ours.",
+)
 @click.option("--name", required=True, help="The adapter's name; the run becomes its next version.")
-@click.option("--eval", "target", multiple=True, metavar="SUITE", help="JSONL that says what must be gained; repeatable.")
-@click.option("--general", multiple=True, metavar="SUITE", help="What must not be forgotten.  [default: general-v1]")
-@click.option("--general-prompts", metavar="FILE", help="JSONL of prompts for the KL term.  [default: those that ship]")
-@click.option("--minimum", type=float, metavar="SCORE", help="Target score below which the run is called failed (0 to 1).")
+@click.option(
+    "--eval",
+    "target",
+    multiple=True,
+    metavar="SUITE",
+    help="JSONL that says what must be gained; repeatable.",
+)
+@click.option(
+    "--general", multiple=True, metavar="SUITE", help="What must not be forgotten.  [default: general-v1]"
+)
+@click.option(
+    "--general-prompts", metavar="FILE", help="JSONL of prompts for the KL term.  [default: those that ship]"
+)
+@click.option(
+    "--minimum",
+    type=float,
+    metavar="SCORE",
+    help="Target score below which the run is called failed (0 to 1).",
+)
 @click.option("--lr", "learning_rate", type=float, help="Peak learning rate.")
 @click.option("--epochs", type=float)
 @click.option("--steps", "max_steps", type=int, help="Optimizer steps, in place of epochs.")

@@ -1,12 +1,12 @@
 """The composer: recipes to plans, plans to a bank on the device.
 
-    factors.py   every adapter as factors, delta = B @ A
-    plan.py      a lock laid out: slots, gates, costs; no torch
-    bank.py      the one layer that runs composed adapters
-    model.py     a reference or a recipe becomes a model that answers
-    locking.py   a recipe becomes a lock, its routers fitted
-    measure.py   scores and forgetting of composed models
-    routers/     what chooses an expert for a request
+factors.py   every adapter as factors, delta = B @ A
+plan.py      a lock laid out: slots, gates, costs; no torch
+bank.py      the one layer that runs composed adapters
+model.py     a reference or a recipe becomes a model that answers
+locking.py   a recipe becomes a lock, its routers fitted
+measure.py   scores and forgetting of composed models
+routers/     what chooses an expert for a request
 """
 
 from __future__ import annotations

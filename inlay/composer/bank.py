@@ -71,7 +71,9 @@ class BankLinear(nn.Module):
     `down`: A (R, in); `up`: B (out, R); both in the layer's dtype, not trained, not saved.
     """
 
-    def __init__(self, inner: nn.Module, down: torch.Tensor, up: torch.Tensor, layout: Layout, gate: Gate) -> None:
+    def __init__(
+        self, inner: nn.Module, down: torch.Tensor, up: torch.Tensor, layout: Layout, gate: Gate
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.layout = layout
@@ -121,7 +123,9 @@ class Bank:
     def attach(self, adapters: Sequence[Adapter]) -> None:
         """Load `adapters` into slots 0, 1, … in their order; the gate starts closed."""
         if self.layers:
-            raise InputError("a bank must be empty before it is attached, and this one is not", fix="detach it first")
+            raise InputError(
+                "a bank must be empty before it is attached, and this one is not", fix="detach it first"
+            )
         made: dict[str, BankLinear] = {}
         for module in sorted({m for adapter in adapters for m in adapter.factors}):
             inner = self._linear(module, adapters)
@@ -151,10 +155,14 @@ class Bank:
         except AttributeError:
             raise InputError(f"{owner.name} adapts {module}, which the base does not have") from None
         if isinstance(inner, BankLinear):
-            raise InputError("this base carries another composed model", fix="detach that one, or load the base again")
+            raise InputError(
+                "this base carries another composed model", fix="detach that one, or load the base again"
+            )
         shape = _in_out(inner)
         if shape is None:
-            raise InputError(f"{owner.name} adapts {module}, a {type(inner).__name__}; only linear layers can be")
+            raise InputError(
+                f"{owner.name} adapts {module}, a {type(inner).__name__}; only linear layers can be"
+            )
         for adapter in adapters:
             pair = adapter.factors.get(module)
             if pair is not None and (pair[0].shape[1], pair[1].shape[0]) != shape:

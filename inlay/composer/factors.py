@@ -50,7 +50,9 @@ class Adapter:
         return b.float() @ a.float()
 
 
-def read_adapter(source: str | Path | Version, *, base: str | Path | None = None, store: Registry | None = None) -> Adapter:
+def read_adapter(
+    source: str | Path | Version, *, base: str | Path | None = None, store: Registry | None = None
+) -> Adapter:
     """Read a PEFT directory, or a version out of a registry, into factors.
 
     With `base`, every factor is checked against the base's modules and shapes (InputError or BaseMismatch
@@ -130,7 +132,9 @@ def factors_of(
             raise InputError(f"{name} must hold both factors of {module}, and holds only lora_{min(pair)}")
         a, b = pair["A"], pair["B"]
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-            raise InputError(f"{name}: the factors of {module} do not fit: A {tuple(a.shape)}, B {tuple(b.shape)}")
+            raise InputError(
+                f"{name}: the factors of {module} do not fit: A {tuple(a.shape)}, B {tuple(b.shape)}"
+            )
         scale = scaling(config, module, int(a.shape[0]))
         # float32: in half precision a scale that is no power of two would be rounded into B.
         factors[module] = (a.float(), b.float() * scale)

@@ -49,7 +49,9 @@ def lock(
         try:
             load_routers(store, make_plan(store, made), made.ref)
         except IntegrityError as error:
-            raise Conflict(f"an alias moved while the router of {made.ref} was fitted", fix="lock it again") from error
+            raise Conflict(
+                f"an alias moved while the router of {made.ref} was fitted", fix="lock it again"
+            ) from error
     return made
 
 
@@ -62,7 +64,11 @@ def fit_routers(
     seed: int = 0,
 ) -> dict[str, str]:
     """Fit the router of every route that needs one: path of the route -> digest of its weights in the store."""
-    routes = [(path, node) for path, node in _walk(recipe.compose) if isinstance(node, Route) and node.by in FITTED_ROUTERS]
+    routes = [
+        (path, node)
+        for path, node in _walk(recipe.compose)
+        if isinstance(node, Route) and node.by in FITTED_ROUTERS
+    ]
     if not routes:
         return {}
     from inlay.composer.model import check_base, whereabouts
@@ -73,7 +79,8 @@ def fit_routers(
     known = {router.name: router for router in ROUTERS}
     general = read_prompts(general_prompts)
     step = max(1, len(general) // GENERAL_PROMPTS)
-    loaded: Base | None = base if isinstance(base, Base) else None
+    loaded = base if isinstance(base, Base) else None
+    named = recipe.base if isinstance(base, Base) or base is None else base
     fitted = {}
     for path, route in routes:
         if route.by not in known:
@@ -82,11 +89,14 @@ def fit_routers(
             )
         members = [list(_versions(store, expert)) for expert in route.experts]
         if loaded is None:
-            loaded = load_base(base or recipe.base or whereabouts(members[0][0].base))
+            loaded = load_base(named or whereabouts(members[0][0].base))
         check_base(members[0][0].base, loaded, members[0][0].ref)
         router = known[route.by].fit(
             loaded,
-            [[prompt for version in versions for prompt in _examples(store, version)] for versions in members],
+            [
+                [prompt for version in versions for prompt in _examples(store, version)]
+                for versions in members
+            ],
             general[::step][:GENERAL_PROMPTS],
             experts=["+".join(version.digest for version in versions) for versions in members],
             seed=seed,

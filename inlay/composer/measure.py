@@ -42,7 +42,13 @@ def evaluate(
     suite = suite_of(suite, store)
     before = scored(model.base_chat, suite, subject="base", label="base", store=store, say=say)
     return scored(
-        model.chat, suite, subject=model.target.digest, label=model.target.ref, store=store, against=before, say=say
+        model.chat,
+        suite,
+        subject=model.target.digest,
+        label=model.target.ref,
+        store=store,
+        against=before,
+        say=say,
     )
 
 

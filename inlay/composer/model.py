@@ -89,7 +89,8 @@ class ComposedModel:
         for rows in batches_by_length([len(e) for e in encoded], self.chat.batch_tokens):
             for i, row in zip(rows, self._choose([encoded[i] for i in rows]), strict=True):
                 found[i] = tuple(
-                    "base" if c is None else route.experts[c] for c, route in zip(row, self.plan.routes, strict=True)
+                    "base" if c is None else route.experts[c]
+                    for c, route in zip(row, self.plan.routes, strict=True)
                 )
         return found
 
@@ -159,7 +160,11 @@ def compose(
     store = store if isinstance(store, Store) else Store.open(store)
     target = _target(what, store, base)
     plan = make_plan(store, target)
-    loaded = base if isinstance(base, Base) else load_base(base or whereabouts(target.base), device=device, dtype=dtype)
+    loaded = (
+        base
+        if isinstance(base, Base)
+        else load_base(base or whereabouts(target.base), device=device, dtype=dtype)
+    )
     check_base(target.base, loaded, target.ref, accept_prompt_change=accept_prompt_change)
     return ComposedModel(loaded, store, target, plan)
 
@@ -183,7 +188,12 @@ def check_base(wanted: BaseRef, loaded: Base, ref: str, *, accept_prompt_change:
 def _target(what: Any, store: Registry, base: BaseLike) -> Lock | Version:
     if isinstance(what, Lock | Version):
         return what
-    if isinstance(what, str) and not what.lstrip().startswith("{") and "\n" not in what and not Path(what).is_file():
+    if (
+        isinstance(what, str)
+        and not what.lstrip().startswith("{")
+        and "\n" not in what
+        and not Path(what).is_file()
+    ):
         return store.resolve(what)
     from inlay.composer.locking import fit_routers
 
@@ -203,9 +213,13 @@ def load_routers(store: Registry, plan: Plan, ref: str) -> list[Probe]:
     routers = []
     for number, route in enumerate(plan.routes):
         if route.by != Probe.name:
-            raise InputError(f"{route.path}: this version has no router {route.by!r}", fix=f"route by {Probe.name}")
+            raise InputError(
+                f"{route.path}: this version has no router {route.by!r}", fix=f"route by {Probe.name}"
+            )
         if route.router is None:
-            raise InputError(f"the route at {route.path} of {ref} has no fitted router", fix="lock the recipe again")
+            raise InputError(
+                f"the route at {route.path} of {ref} has no fitted router", fix="lock the recipe again"
+            )
         data = store.get_object(route.router)
         routers.append(Probe.from_bytes(data, base=plan.base.weights, experts=_route_digests(plan, number)))
     return routers
@@ -214,6 +228,10 @@ def load_routers(store: Registry, plan: Plan, ref: str) -> list[Probe]:
 def _route_digests(plan: Plan, number: int) -> list[str]:
     """For each expert of a route, what it consists of: the digests of its leaves, joined in their order."""
     return [
-        "+".join(plan.slots[leaf.slot].version.digest for leaf in plan.leaves if (number, expert) in leaf.conditions)
+        "+".join(
+            plan.slots[leaf.slot].version.digest
+            for leaf in plan.leaves
+            if (number, expert) in leaf.conditions
+        )
         for expert in range(len(plan.routes[number].experts))
     ]

@@ -93,10 +93,17 @@ class Plan:
                 for s in self.slots
             ],
             "leaves": [
-                {"ref": self.slots[x.slot].version.ref, "weight": x.weight, "path": x.path, "when": x.conditions}
+                {
+                    "ref": self.slots[x.slot].version.ref,
+                    "weight": x.weight,
+                    "path": x.path,
+                    "when": x.conditions,
+                }
                 for x in self.leaves
             ],
-            "routes": [{"path": r.path, "by": r.by, "experts": r.experts, "router": r.router} for r in self.routes],
+            "routes": [
+                {"path": r.path, "by": r.by, "experts": r.experts, "router": r.router} for r in self.routes
+            ],
             "bytes": self.nbytes,
             "flops_per_token": self.flops_per_token,
             "warnings": self.warnings,
@@ -142,7 +149,9 @@ class _Layout:
         self.flops = 0
         self._slot_of: dict[str, int] = {}
 
-    def walk(self, node: Mapping[str, Any], weight: float, conditions: tuple[Condition, ...], path: str) -> None:
+    def walk(
+        self, node: Mapping[str, Any], weight: float, conditions: tuple[Condition, ...], path: str
+    ) -> None:
         weight *= float(node.get("weight", 1.0))
         if "use" in node:
             if node["use"] != BASE:
@@ -196,10 +205,14 @@ class _Layout:
             if not leaf.conditions:
                 totals[leaf.slot] = totals.get(leaf.slot, 0.0) + 1
             if leaf.weight == 0.0:
-                found.append(f"{self.slots[leaf.slot].version.ref} has weight 0 and adds nothing ({leaf.path})")
-        for slot, count in totals.items():
+                found.append(
+                    f"{self.slots[leaf.slot].version.ref} has weight 0 and adds nothing ({leaf.path})"
+                )
+        for number, count in totals.items():
             if count > 1:
-                found.append(f"{self.slots[slot].version.ref} stands {count:g} times in a stack: its delta is added each time")
+                found.append(
+                    f"{self.slots[number].version.ref} stands {count:g} times in a stack: its delta is added each time"
+                )
         for slot in self.slots:
             if slot.version.yanked:
                 found.append(f"{slot.version.ref} is yanked")

@@ -50,9 +50,7 @@ def pick_device(device: str = "auto") -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_base(
-    base: str | Path | BaseFingerprint, *, device: str = "auto", dtype: str | None = None
-) -> Base:
+def load_base(base: str | Path | BaseFingerprint, *, device: str = "auto", dtype: str | None = None) -> Base:
     """Load a base from a directory or hub id; nothing in it is executed.
 
     `dtype`: a torch dtype's name; by default float32 on the CPU (half precision is slow and inexact there)
@@ -141,7 +139,9 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str)
     return [*head, *tail], len(head)
 
 
-def batches_by_length(lengths: Sequence[int], batch_tokens: int, batch_rows: int = 256) -> Iterator[list[int]]:
+def batches_by_length(
+    lengths: Sequence[int], batch_tokens: int, batch_rows: int = 256
+) -> Iterator[list[int]]:
     """Indices grouped so that a padded batch holds at most `batch_tokens` tokens; longest first, so that
     a batch too large for the memory fails at once and not after minutes."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
@@ -152,7 +152,9 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int, batch_rows: int
         start += rows
 
 
-def pad(rows: Sequence[Sequence[int]], value: int, *, side: str, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(
+    rows: Sequence[Sequence[int]], value: int, *, side: str, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of ids -> (ids, mask), both long (rows, longest)."""
     import torch
 
@@ -193,7 +195,12 @@ class Chat:
     """
 
     def __init__(
-        self, base: Base, *, model: PreTrainedModel | None = None, route: Route | None = None, batch_tokens: int = 4096
+        self,
+        base: Base,
+        *,
+        model: PreTrainedModel | None = None,
+        route: Route | None = None,
+        batch_tokens: int = 4096,
     ) -> None:
         self.model = model if model is not None else base.model
         self.tokenizer = base.tokenizer
@@ -235,7 +242,9 @@ class Chat:
         """
         import torch
 
-        encoded = [self._fitting(encode_prompt(self.tokenizer, p), max_new_tokens, i) for i, p in enumerate(prompts)]
+        encoded = [
+            self._fitting(encode_prompt(self.tokenizer, p), max_new_tokens, i) for i, p in enumerate(prompts)
+        ]
         answers = [""] * len(encoded)
         done = 0
         settings = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **decoding}
@@ -285,19 +294,24 @@ class Chat:
         import torch
 
         pairs = [encode_pair(self.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
-        for i, (ids, _) in enumerate(pairs):
-            self._fitting(ids, 0, i)
-        for rows in batches_by_length([len(ids) for ids, _ in pairs], self.batch_tokens):
+        for i, (row, _) in enumerate(pairs):
+            self._fitting(row, 0, i)
+        for rows in batches_by_length([len(row) for row, _ in pairs], self.batch_tokens):
             chosen = [pairs[i] for i in rows]
-            ids, mask = pad([c[0] for c in chosen], self.tokenizer.pad_token_id, side="right", device=self.device)
+            ids, mask = pad(
+                [c[0] for c in chosen], self.tokenizer.pad_token_id, side="right", device=self.device
+            )
             answer = torch.zeros_like(mask, dtype=torch.bool)
             for r, (row, n_prompt) in enumerate(chosen):
                 answer[r, n_prompt : len(row)] = True
             predicts = torch.roll(answer, -1, dims=1)  # position t predicts token t + 1
             predicts[:, -1] = False
-            with torch.inference_mode(), self._routed([row[:n] for row, n in chosen]):
-                with head_only_at(self.model, predicts) as seen:
-                    self.model(input_ids=ids, attention_mask=mask, use_cache=False)
+            with (
+                torch.inference_mode(),
+                self._routed([row[:n] for row, n in chosen]),
+                head_only_at(self.model, predicts) as seen,
+            ):
+                self.model(input_ids=ids, attention_mask=mask, use_cache=False)
             yield rows, seen[0], ids[answer], [len(row) - n for row, n in chosen]
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -314,8 +328,8 @@ class Chat:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is not None and len(ids) + room > limit:
             raise InputError(
-                f"prompt and answer must fit the base's context of {limit} tokens, and prompt {index + 1} needs "
-                f"{len(ids) + room}",
+                f"prompt and answer must fit the base's context of {limit} tokens, "
+                f"and prompt {index + 1} needs {len(ids) + room}",
                 fix="shorten it or lower max_new_tokens",
             )
         return ids

@@ -1,4 +1,5 @@
-"""General prompts: what KL, replay and routers see of the world outside a task. Never what forgetting is judged on."""
+"""General prompts: what KL, replay and routers see of the world outside a task. Never what forgetting is
+judged on."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from inlay.errors import InputError
 
 
 def read_prompts(source: str | Path | Sequence[str] | None) -> list[str]:
-    """General prompts: a JSONL file of objects with a "prompt", a list of strings, or None for those shipped."""
+    """A JSONL file of objects with a "prompt", a list of strings, or None for the prompts that ship."""
     if source is not None and not isinstance(source, str | Path):
         return list(source)
     path = Path(source) if source is not None else general_prompts_path()

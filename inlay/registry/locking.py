@@ -146,6 +146,28 @@ def lock(
         )
 
 
+def transient(store: Store, recipe: Recipe, routers: Mapping[str, str], who: str) -> Lock:
+    """See `Registry.pin`."""
+    fingerprint = BaseFingerprint.of(recipe.base) if recipe.base is not None else None
+    with store.db.transaction(dry_run=True):
+        pinned = pin(store, recipe, routers=routers)
+    reference = common_base(pinned.versions, fingerprint)
+    return Lock(
+        name="recipe",
+        number=0,
+        digest=digest_of_lock(reference.weights, pinned.tree),
+        recipe=recipe.text,
+        tree=pinned.tree,
+        base=reference,
+        members=tuple(lookup.members(pinned.tree)),
+        guard=recipe.guard.to_dict() if recipe.guard else None,
+        created=now(),
+        author=who,
+        why="",
+        yanked=False,
+    )
+
+
 def insert(
     store: Store,
     name: str,

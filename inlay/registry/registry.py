@@ -176,6 +176,10 @@ class Registry:
             owner=owner or who,
         )
 
+    def pin(self, recipe: str | Path | Mapping[str, Any] | Recipe, *, routers: Mapping[str, str]) -> Lock:
+        """What `lock` would make of `recipe`, without a name or a number and not kept: to try a recipe out."""
+        return locking.transient(self._store, Recipe.of(recipe), routers, whoami())
+
     def dependents(self, ref: str | Version | Lock) -> list[Dependent]:
         """Live variant aliases whose current lock contains what `ref` means, at any depth of nesting."""
         return locking.dependents(self._store, self.resolve(ref) if isinstance(ref, str) else ref)

@@ -68,8 +68,12 @@ class Anchor:
 
     def _weights(self, chosen: list[int]) -> torch.Tensor:
         """What each predicting position counts, (positions,): those of the answers sum to 1."""
-        answers = torch.cat([torch.arange(1, len(ids)) >= n_prompt for ids, n_prompt in (self.pairs[i] for i in chosen)])
-        weights = torch.where(answers, 1.0 / answers.sum(), self.prompt_weight / (~answers).sum().clamp_min(1))
+        answers = torch.cat(
+            [torch.arange(1, len(ids)) >= n_prompt for ids, n_prompt in (self.pairs[i] for i in chosen)]
+        )
+        weights = torch.where(
+            answers, 1.0 / answers.sum(), self.prompt_weight / (~answers).sum().clamp_min(1)
+        )
         return weights.to(self.device)
 
     def _forward(self, model: Any, chosen: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

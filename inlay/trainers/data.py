@@ -79,7 +79,9 @@ def read_dataset(source: str | Path | Sequence[dict[str, Any]], *, name: str | N
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
-            raise InputError(f"training data must be a JSONL file, and there is none at {path}", fix="check the path")
+            raise InputError(
+                f"training data must be a JSONL file, and there is none at {path}", fix="check the path"
+            )
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
@@ -95,7 +97,9 @@ def read_dataset(source: str | Path | Sequence[dict[str, Any]], *, name: str | N
 
 def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
     if not line.strip():
-        raise InputError(f"{path}, line {number} is empty", fix="every line holds one JSON object; remove the line")
+        raise InputError(
+            f"{path}, line {number} is empty", fix="every line holds one JSON object; remove the line"
+        )
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -118,7 +122,9 @@ def _example(row: dict[str, Any], where: str) -> Example:
             answer = row["completion"]
             answer = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
             return _conversation([*row["prompt"], *answer], where)
-        return _checked(_text(row["prompt"], "prompt", where), _text(row["completion"], "completion", where), where)
+        return _checked(
+            _text(row["prompt"], "prompt", where), _text(row["completion"], "completion", where), where
+        )
     if "messages" in row:
         return _conversation(row["messages"], where)
     raise InputError(
@@ -133,7 +139,9 @@ def _conversation(messages: Any, where: str) -> Example:
     turns = []
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-            raise InputError(f'{where}: each message must be {{"role": …, "content": …}}, and one is {message!r:.60}')
+            raise InputError(
+                f'{where}: each message must be {{"role": …, "content": …}}, and one is {message!r:.60}'
+            )
         turns.append((_text(message["role"], "role", where), _text(message["content"], "content", where)))
     if turns[-1][0] != "assistant":
         raise InputError(f"{where}: the last message must be the assistant's, and it is the {turns[-1][0]}'s")
@@ -147,7 +155,9 @@ def _checked(prompt: str, answer: str, where: str) -> Example:
     if not prompt.strip():
         raise InputError(f"{where}: the prompt is empty", fix="remove the row")
     if not answer.strip():
-        raise InputError(f"{where}: the answer is empty, and the loss is taken on the answer", fix="remove the row")
+        raise InputError(
+            f"{where}: the answer is empty, and the loss is taken on the answer", fix="remove the row"
+        )
     return Example(prompt, answer.strip())
 
 

@@ -97,7 +97,11 @@ def train(
 
     check_name(name)
     store = store if isinstance(store, Registry) else Registry.open(store)
-    dataset = data if isinstance(data, Dataset) else read_dataset(data, name=None if isinstance(data, str | Path) else name)
+    dataset = (
+        data
+        if isinstance(data, Dataset)
+        else read_dataset(data, name=None if isinstance(data, str | Path) else name)
+    )
     generals = [suite_of(s, store) for s in general]
     targets = [suite_of(s, store) for s in target]
     if not generals:

@@ -65,7 +65,9 @@ class Settings:
                 raise InputError(f"{name} must be above zero, and is {getattr(self, name)}")
         for name in ("kl", "kl_prompt"):
             if getattr(self, name) < 0:
-                raise InputError(f"{name} must not be negative, and is {getattr(self, name)}", fix="0 switches it off")
+                raise InputError(
+                    f"{name} must not be negative, and is {getattr(self, name)}", fix="0 switches it off"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

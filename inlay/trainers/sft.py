@@ -114,7 +114,9 @@ def fit(
     anchor = None
     if settings.kl > 0:
         if general is None:
-            raise InputError("KL to the base needs general prompts, and none were given", fix="set kl to 0 to do without")
+            raise InputError(
+                "KL to the base needs general prompts, and none were given", fix="set kl to 0 to do without"
+            )
         anchor = Anchor(
             base.tokenizer,
             *general,
@@ -179,7 +181,9 @@ def release(fitted: Fitted) -> None:
 
 
 def _tokenized(base: Base, data: Dataset, settings: Settings) -> list[dict[str, list[int]]]:
-    limit = min(settings.max_length, getattr(base.model.config, "max_position_embeddings", settings.max_length))
+    limit = min(
+        settings.max_length, getattr(base.model.config, "max_position_embeddings", settings.max_length)
+    )
     rows = []
     for number, example in enumerate(data, 1):
         ids, n_prompt = encode_pair(base.tokenizer, example.messages, example.answer)

@@ -60,7 +60,9 @@ class Probe:
         in all, however many examples it has. Raises InputError for fewer than two experts or no examples.
         """
         if len(examples) < 2:
-            raise InputError(f"a route needs at least two experts, and has {len(examples)}", fix="use the adapter alone")
+            raise InputError(
+                f"a route needs at least two experts, and has {len(examples)}", fix="use the adapter alone"
+            )
         for i, prompts in enumerate(examples):
             if not prompts:
                 raise InputError(f"a probe needs examples for every expert, and number {i + 1} has none")
@@ -109,7 +111,9 @@ class Probe:
         """As an object of the store: safetensors, the same bytes for the same fit."""
         from safetensors.torch import save
 
-        details = json.dumps({**self.details, "router": self.name, "seed": self.seed, "width": self.width}, sort_keys=True)
+        details = json.dumps(
+            {**self.details, "router": self.name, "seed": self.seed, "width": self.width}, sort_keys=True
+        )
         tensors = {"mean": self.mean, "offset": self.offset, "scale": self.scale, "weights": self.weights}
         return save({k: t.contiguous() for k, t in tensors.items()}, metadata={"probe": details})
 
@@ -135,13 +139,17 @@ def features_of(base: Base, prompts: Sequence[Prompt], *, seed: int, width: int)
     encoded = [encode_prompt(base.tokenizer, prompt) for prompt in prompts]
     rows: list[torch.Tensor | None] = [None] * len(encoded)
     for batch in batches_by_length([len(e) for e in encoded], Chat(base).batch_tokens):
-        found = pooled(base.model, [encoded[i] for i in batch], base.tokenizer.pad_token_id, seed=seed, width=width)
+        found = pooled(
+            base.model, [encoded[i] for i in batch], base.tokenizer.pad_token_id, seed=seed, width=width
+        )
         for i, row in zip(batch, found, strict=True):
             rows[i] = row
     return torch.stack([row for row in rows if row is not None])
 
 
-def pooled(model: torch.nn.Module, prompt_ids: list[list[int]], pad_id: int, *, seed: int, width: int) -> torch.Tensor:
+def pooled(
+    model: torch.nn.Module, prompt_ids: list[list[int]], pad_id: int, *, seed: int, width: int
+) -> torch.Tensor:
     """Features of one batch: (rows, layers × width), float32, on the CPU.
 
     f[l] = mean over tokens of h[l] @ P[l], with P[l] (hidden, width) Gaussian of variance 1 / width.
@@ -153,7 +161,9 @@ def pooled(model: torch.nn.Module, prompt_ids: list[list[int]], pad_id: int, *, 
             input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False, logits_to_keep=1
         ).hidden_states
         weight = (mask / mask.sum(1, keepdim=True)).float()
-        means = torch.stack([(h.float() * weight[:, :, None]).sum(1) for h in states])  # (layers, rows, hidden)
+        means = torch.stack(
+            [(h.float() * weight[:, :, None]).sum(1) for h in states]
+        )  # (layers, rows, hidden)
         projection = _projection(len(states), states[0].shape[-1], width, seed)
         return torch.einsum("lrh,lhw->rlw", means.cpu(), projection).flatten(1)
 

@@ -1,0 +1,148 @@
+"""inlay plan, lock, generate"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from inlay.cli.console import base_option, common, emit, open_store, table, why_option
+
+if TYPE_CHECKING:
+    from inlay.composer import Plan
+
+
+@click.command("plan")
+@click.argument("ref")
+@common
+def plan_verb(ref: str, store: str | None, as_json: bool) -> None:
+    """Show what REF would load, when each part speaks, what it costs; nothing is loaded.
+
+    \b
+    Example:
+      inlay plan acme@v2
+    """
+    from inlay.composer import make_plan
+
+    registry = open_store(store)
+    plan = make_plan(registry, registry.resolve(ref))
+    emit("plan", as_json, plan.to_dict(), lambda: _plan_text(plan))
+
+
+@click.command("lock")
+@click.argument("name")
+@click.argument("recipe")
+@click.option(
+    "--general-prompts",
+    metavar="FILE",
+    help="JSONL of prompts that a router leaves to the base.  [default: those that ship]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="For routers.")
+@click.option("--to", "alias", metavar="ALIAS", help="Promote the new lock to this alias as well.")
+@base_option
+@why_option
+@common
+def lock_verb(
+    name: str,
+    recipe: str,
+    general_prompts: str | None,
+    seed: int,
+    alias: str | None,
+    base: str | None,
+    why: str,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Resolve RECIPE (a YAML file) afresh and keep it as the next lock of the variant NAME.
+
+    Routers are fitted here. A lock never changes: run this again when the adapters have moved on.
+
+    \b
+    Example:
+      inlay lock acme acme.yaml --why "faq and tickets"
+    """
+    from inlay.cli.bases import base_or_last
+    from inlay.cli.look import lock_dict
+    from inlay.composer import lock
+
+    registry = open_store(store)
+    made = lock(
+        registry, name, recipe, base=base_or_last(base), general_prompts=general_prompts, why=why, seed=seed
+    )
+    found = lock_dict(made)
+    text = f"locked {made.ref}: {', '.join(m.ref for m in made.members)}\n{made.digest}"
+    if alias is not None:
+        event = registry.promote(made.ref, alias, why=why)
+        found["promoted"] = event.sentence()
+        text += f"\n{event.sentence()}"
+    emit("lock", as_json, found, text)
+
+
+@click.command("generate")
+@click.argument("ref")
+@click.argument("prompts", nargs=-1, required=True)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--explain", is_flag=True, help="Say which expert a router chose.")
+@click.option("--device", default="auto", show_default=True)
+@base_option
+@common
+def generate_verb(
+    ref: str,
+    prompts: tuple[str, ...],
+    max_new_tokens: int,
+    explain: bool,
+    device: str,
+    base: str | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Ask REF one or more PROMPTS; greedy.
+
+    \b
+    Example:
+      inlay generate acme@prod "My card was swallowed" --explain
+    """
+    from inlay.cli.bases import base_or_last
+    from inlay.composer import compose
+    from inlay.registry import printable
+
+    composed = compose(ref, store=open_store(store), base=base_or_last(base), device=device)
+    answers = composed.generate(list(prompts), max_new_tokens=max_new_tokens)
+    chosen = composed.choices(list(prompts)) if explain else [()] * len(prompts)
+    rows = [
+        {"prompt": p, "answer": a, "served_by": composed.target.ref, "experts": list(c)}
+        for p, a, c in zip(prompts, answers, chosen, strict=True)
+    ]
+    lines = [
+        printable(a) + (f"   [{', '.join(c) or composed.target.ref}]" if explain else "")
+        for a, c in zip(answers, chosen, strict=True)
+    ]
+    emit("generate", as_json, rows, "\n".join(lines))
+
+
+def _plan_text(plan: Plan) -> str:
+    lines = [f"{plan.ref} on {plan.base.name}   {plan.digest}"]
+    cells = []
+    for leaf in plan.leaves:
+        slot = plan.slots[leaf.slot]
+        when = " and ".join(
+            f"{plan.routes[route].by} chooses {plan.routes[route].experts[expert]}"
+            for route, expert in leaf.conditions
+        )
+        rank = max(slot.ranks.values(), default=0)
+        cells.append(
+            (
+                slot.version.ref,
+                f"{leaf.weight:g}",
+                str(rank),
+                str(len(slot.ranks)),
+                f"{slot.nbytes:,}",
+                when or "always",
+            )
+        )
+    lines.append(table(cells, ("adapter", "weight", "rank", "modules", "bytes", "speaks")))
+    lines.append(
+        f"in all {plan.nbytes:,} bytes; adds {plan.flops_per_token:,} FLOPs a token while all of it speaks"
+    )
+    lines += [f"warning: {warning}" for warning in plan.warnings]
+    return "\n".join(lines)

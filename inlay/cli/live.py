@@ -1,0 +1,170 @@
+"""inlay guard, promote, rollback, yank"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from inlay.cli.console import common, emit, open_store, why_option
+
+if TYPE_CHECKING:
+    from inlay.registry import Event
+
+
+@click.command("guard")
+@click.argument("name_alias", metavar="NAME@ALIAS")
+@click.option("--set", "file", metavar="FILE", help="YAML with forget, gain, regress and suites.")
+@click.option("--unset", is_flag=True, help="Take the guard away.")
+@why_option
+@common
+def guard_verb(
+    name_alias: str, file: str | None, unset: bool, why: str, store: str | None, as_json: bool
+) -> None:
+    """Show or set what an alias demands of whatever it is to point to.
+
+    \b
+    Example of a file:
+      forget: 0.05          # held-out general skills lost: upper 95% bound
+      gain: 0.3             # gained on the target against the base: lower bound
+      suites: {general: [general-v1], target: [tickets-test]}
+    \b
+    Example:
+      inlay guard acme@prod --set guard.yaml --why "acme's contract"
+    """
+    from inlay.registry import parse_alias
+    from inlay.registry.recipes import load_yaml, read_text
+
+    registry = open_store(store)
+    if file is not None and unset:
+        raise click.UsageError("--set and --unset exclude each other")
+    if file is not None or unset:
+        guard: dict[str, Any] | None = None
+        if file is not None:
+            guard = load_yaml(read_text(Path(file), "guard"), "guard")
+            _keep_shipped(registry, guard)
+        event = registry.set_guard(name_alias, guard, why=why)
+        emit("guard", as_json, {"sentence": event.sentence()}, event.sentence())
+        return
+    name, alias = parse_alias(name_alias)
+    held = registry.guard(name, alias)
+    if held is None:
+        emit("guard", as_json, None, f"{name}@{alias} has no guard")
+        return
+    lines = [f"{key}: {value}" for key, value in held.to_dict().items()]
+    emit("guard", as_json, held.to_dict(), "\n".join(lines))
+
+
+@click.command("promote")
+@click.argument("ref")
+@click.argument("alias", default="prod")
+@click.option("--expect", metavar="REF", help="Refuse if the alias does not point to this now (v3, or none).")
+@click.option(
+    "--force", is_flag=True, help="Promote although the guard refuses; needs --why, is journaled as forced."
+)
+@why_option
+@common
+def promote_verb(
+    ref: str, alias: str, expect: str | None, force: bool, why: str, store: str | None, as_json: bool
+) -> None:
+    """Point ALIAS (prod) of REF's name to REF, if the alias's guard is met. Exit code 1 if it is not.
+
+    \b
+    Example:
+      inlay promote legal-clauses@v2 prod --why "beats v1" --expect v1
+    """
+    event = open_store(store).promote(ref, alias, why=why, expect=expect, force=force)
+    _say("promote", as_json, [event])
+
+
+@click.command("rollback")
+@click.argument("name_alias", metavar="NAME[@ALIAS]")
+@click.option("--to", metavar="VERSION", help="Back to this version (v2) instead of the one before.")
+@click.option("--to-time", metavar="TIME", help="Back to what was live then (ISO 8601, UTC).")
+@click.option("--dependents", is_flag=True, help="Also every live variant that contains what is rolled back.")
+@click.option(
+    "--else", "otherwise", type=click.Choice(["base", "disable"]), help="For what has nothing to go back to."
+)
+@click.option("--dry-run", is_flag=True, help="Print what would move; change nothing.")
+@click.option("--why", required=True, metavar="TEXT", help="The reason, kept in the journal.")
+@common
+def rollback_verb(
+    name_alias: str,
+    to: str | None,
+    to_time: str | None,
+    dependents: bool,
+    otherwise: str | None,
+    dry_run: bool,
+    why: str,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Put an alias back to what it pointed to before. Never blocked by a guard; all or nothing.
+
+    \b
+    Example:
+      inlay rollback legal-clauses@prod --dependents --why "hallucinates clauses"
+    """
+    events = open_store(store).rollback(
+        name_alias,
+        why=why,
+        to=to,
+        to_time=to_time,
+        dependents=dependents,
+        otherwise=otherwise,
+        dry_run=dry_run,
+    )
+    _say("rollback", as_json, events, dry_run)
+
+
+@click.command("yank")
+@click.argument("ref")
+@click.option(
+    "--rollback-dependents", is_flag=True, help="Also put back every live variant that contains it."
+)
+@click.option(
+    "--else", "otherwise", type=click.Choice(["base", "disable"]), help="For what has nothing to go back to."
+)
+@click.option("--dry-run", is_flag=True, help="Print what would move; change nothing.")
+@click.option("--why", required=True, metavar="TEXT", help="The reason, kept in the journal.")
+@common
+def yank_verb(
+    ref: str,
+    rollback_dependents: bool,
+    otherwise: str | None,
+    dry_run: bool,
+    why: str,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Mark REF (an exact version) as bad: it cannot be promoted, locked or rolled back to any more.
+
+    \b
+    Example:
+      inlay yank legal-clauses@v3 --rollback-dependents --why "trained on the test set"
+    """
+    events = open_store(store).yank(
+        ref, why=why, rollback_dependents=rollback_dependents, otherwise=otherwise, dry_run=dry_run
+    )
+    _say("yank", as_json, events, dry_run)
+
+
+def _keep_shipped(registry: Any, guard: Any) -> None:
+    """A guard pins its suites by digest, and general-v1 is in no store before it was measured once."""
+    from inlay.evals.ledger import keep_suite
+    from inlay.evals.suites import SHIPPED, Suite
+
+    suites = guard.get("suites") if isinstance(guard, dict) else None
+    general = suites.get("general") if isinstance(suites, dict) else None
+    for name in [general] if isinstance(general, str) else general or []:
+        if name in SHIPPED:
+            keep_suite(registry, Suite.load(name))
+
+
+def _say(verb: str, as_json: bool, events: list[Event], dry_run: bool = False) -> None:
+    from inlay.cli.look import event_dict
+
+    would = "would happen: " if dry_run else ""
+    lines = [would + event.sentence() for event in events] or ["nothing to do"]
+    emit(verb, as_json, {"dry_run": dry_run, "events": [event_dict(e) for e in events]}, "\n".join(lines))

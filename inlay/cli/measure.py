@@ -1,0 +1,112 @@
+"""inlay eval, forget"""
+
+from __future__ import annotations
+
+import click
+
+from inlay.cli.console import base_option, common, emit, open_store, points, progress
+
+
+@click.command("eval")
+@click.argument("ref")
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    required=True,
+    metavar="SUITE",
+    help="A JSONL file, a folder or a known name; repeatable.",
+)
+@click.option("--device", default="auto", show_default=True)
+@base_option
+@common
+def eval_verb(
+    ref: str, suites: tuple[str, ...], device: str, base: str | None, store: str | None, as_json: bool
+) -> None:
+    """Score REF, and its base beside it, on a suite; the scores are kept.
+
+    What was scored before under the same protocol is not scored again.
+
+    \b
+    Example:
+      inlay eval legal-clauses@v2 --suite legal-test.jsonl
+    """
+    from inlay.cli.bases import base_or_last
+    from inlay.composer import compose, evaluate
+
+    registry = open_store(store)
+    composed = compose(ref, store=registry, base=base_or_last(base), device=device)
+    with progress() as say:
+        results = [evaluate(composed, suite, store=registry, say=say) for suite in suites]
+    found = [
+        {
+            "subject": r.label,
+            "suite": r.suite.name,
+            "digest": r.suite.digest,
+            "score": r.score,
+            "low": r.interval[0],
+            "high": r.interval[1],
+            "n": r.n,
+            "by_skill": {skill: {"right": right, "n": n} for skill, (right, n) in r.by_skill.items()},
+        }
+        for r in results
+    ]
+    lines = [
+        f"{r.label} on {r.suite.name}: {points(r.score)}% (95% interval {points(r.interval[0])} to "
+        f"{points(r.interval[1])}, n={r.n})"
+        for r in results
+    ]
+    emit("eval", as_json, found, "\n".join(lines))
+
+
+@click.command("forget")
+@click.argument("ref")
+@click.option(
+    "--general", multiple=True, metavar="SUITE", help="What must not be forgotten.  [default: general-v1]"
+)
+@click.option(
+    "--eval", "target", multiple=True, metavar="SUITE", help="What was to be gained, reported beside it."
+)
+@click.option("--html", metavar="FILE", help="Write the report as one self-contained page.")
+@click.option("--device", default="auto", show_default=True)
+@base_option
+@common
+def forget_verb(
+    ref: str,
+    general: tuple[str, ...],
+    target: tuple[str, ...],
+    html: str | None,
+    device: str,
+    base: str | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Measure what REF forgot of its base's general skills; the report is kept.
+
+    The verdict is about held-out skills: those of which no training and no router ever saw a prompt.
+
+    \b
+    Example:
+      inlay forget acme@prod --eval tickets-test.jsonl --html forgetting.html
+    """
+    from inlay.cli.bases import base_or_last
+    from inlay.composer import compose, forgetting
+
+    registry = open_store(store)
+    composed = compose(ref, store=registry, base=base_or_last(base), device=device)
+    with progress() as say:
+        report = forgetting(
+            composed, general=general or ("general-v1",), target=target, store=registry, say=say
+        )
+    if html is not None:
+        from inlay.evals.report_html import Subject, write_report
+
+        subjects = [Subject.base(report), Subject.of(report)]
+        journal = [event.sentence() for event in reversed(registry.journal(composed.target.name))]
+        write_report(html, f"What {report.subject} forgot", subjects, journal=journal)
+    if as_json:
+        emit("forget", True, report.to_dict(), "")
+    else:
+        report.print()
+        if html is not None:
+            click.echo(f"written to {html}")
