@@ -49,6 +49,12 @@ _NOT_PLAIN = (
     "velora_config",
     "arrow_config",
 )
+# Heads that PEFT saves whole for a task, without a word in the configuration.
+_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 _TIED_TO = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _LORA_KEY = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<factor>[AB])\.(?P<what>weight|bias)|lora_embedding_(?P<embedding>[AB])"
@@ -207,6 +213,7 @@ def _match(
     saved = config.get("modules_to_save") or []
     if not isinstance(saved, list) or not all(isinstance(m, str) for m in saved):
         raise InputError("adapter_config.json: modules_to_save must be a list of names")
+    saved = [*saved, *_HEADS.get(str(config.get("task_type")), ())]
     for key, tensor in tensors.items():
         if not key.startswith(_PREFIX):
             raise InputError(

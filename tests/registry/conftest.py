@@ -1,0 +1,55 @@
+"""Fixtures of the registry's tests: a cache of their own, one base, a store, and stores with adapters in them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from registry_fakes import make_adapter, make_base
+
+from inlay.registry import Registry
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("INLAY_USER", "anna")
+    monkeypatch.delenv("INLAY_STORE", raising=False)
+    monkeypatch.setattr(Registry, "judge", None)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return make_base(tmp_path / "base")
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with Registry.open(tmp_path / "store", create=True) as registry:
+        yield registry
+
+
+@pytest.fixture(scope="session")
+def three_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A closed store with adapters; made once, because every registration waits for the disk."""
+    folder = tmp_path_factory.mktemp("three")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INLAY_CACHE", str(folder / "cache"))
+        patch.setenv("INLAY_USER", "anna")
+        base = make_base(folder / "base")
+        with Registry.open(folder / "store", create=True) as registry:
+            for seed in (1, 2, 3):
+                registry.add("legal", make_adapter(folder / f"legal{seed}", seed=seed), base=base)
+            for seed in (11, 12):
+                registry.add("style", make_adapter(folder / f"style{seed}", seed=seed), base=base)
+    return folder / "store"
+
+
+@pytest.fixture
+def three(three_made: Path, tmp_path: Path) -> Iterator[Registry]:
+    """legal@v1 … legal@v3 and style@v1, style@v2, in a copy of their own."""
+    shutil.copytree(three_made, tmp_path / "three")
+    with Registry.open(tmp_path / "three") as registry:
+        yield registry

@@ -1,0 +1,69 @@
+"""The content-addressed folder: written once, verified on every read, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from inlay.errors import InputError, IntegrityError
+from inlay.registry import digest_of
+from inlay.registry.objects import Objects
+
+
+def test_bytes_and_files_share_one_object(tmp_path: Path) -> None:
+    objects = Objects(tmp_path)
+    digest = objects.put_bytes(b"hello")
+    (tmp_path / "file").write_bytes(b"hello")
+    assert objects.put_file(tmp_path / "file") == (digest, 5)
+    assert digest == "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    assert [d for d, _ in objects.all()] == [digest]
+    path = objects.path(digest)
+    assert path == tmp_path / "objects/sha256/2c" / digest[7:]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o444
+    assert objects.leftovers() == []
+
+
+def test_a_changed_or_missing_object_is_noticed(tmp_path: Path) -> None:
+    objects = Objects(tmp_path)
+    digest = objects.put_bytes(b"hello")
+    os.chmod(objects.path(digest), 0o644)
+    objects.path(digest).write_bytes(b"hellO")
+    for read in (objects.read, objects.verify):
+        with pytest.raises(IntegrityError, match="weights no longer has the bytes"):
+            read(digest, what="weights")
+    with pytest.raises(IntegrityError, match="missing"):
+        objects.read(digest_of(b"never stored"))
+
+
+def test_storing_good_bytes_again_heals_broken_ones(tmp_path: Path) -> None:
+    objects = Objects(tmp_path)
+    digest = objects.put_bytes(b"hello")
+    os.chmod(objects.path(digest), 0o644)
+    objects.path(digest).write_bytes(b"hellO")
+    assert objects.put_bytes(b"hello") == digest
+    assert objects.read(digest) == b"hello"
+
+
+def test_storing_again_renews_the_grace_period(tmp_path: Path) -> None:
+    objects = Objects(tmp_path)
+    path = objects.path(objects.put_bytes(b"hello"))
+    os.utime(path, (0, 0))
+    objects.put_bytes(b"hello")
+    assert path.stat().st_mtime > 1_000_000
+
+
+@pytest.mark.parametrize("digest", ["", "sha256:../../etc/passwd", "sha256:ab", "md5:" + "a" * 64, "sha256:" + "A" * 64])
+def test_only_whole_digests_name_objects(digest: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="64 hex digits"):
+        Objects(tmp_path).path(digest)
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"secret")
+    os.symlink(tmp_path / "real", tmp_path / "link")
+    with pytest.raises(InputError, match="cannot read"):
+        Objects(tmp_path).put_file(tmp_path / "link")
+    assert list(Objects(tmp_path).all()) == []
