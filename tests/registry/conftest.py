@@ -1,4 +1,4 @@
-"""Fixtures of the registry's tests: a cache of their own, one base, a store, and stores with adapters in them."""
+"""Fixtures of the registry's tests: a cache of their own, a base, a store, and one with adapters in it."""
 
 from __future__ import annotations
 

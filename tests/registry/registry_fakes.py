@@ -16,7 +16,14 @@ import numpy as np
 
 from inlay.registry import EvalRecord, Registry, digest_of, digest_of_json
 
-DTYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64", "uint16": "BF16", "uint8": "U8"}
+DTYPES = {
+    "float32": "F32",
+    "float16": "F16",
+    "float64": "F64",
+    "int64": "I64",
+    "uint16": "BF16",
+    "uint8": "U8",
+}
 WIDTH, RANK, LAYERS = 8, 2, 2
 TARGETS = ("q_proj", "v_proj")
 MODULES = tuple(f"model.layers.{i}.self_attn.{t}" for i in range(LAYERS) for t in TARGETS)
@@ -62,8 +69,12 @@ def adapter_tensors(seed: int = 0, rank: int = RANK) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     tensors = {}
     for module in MODULES:
-        tensors[f"base_model.model.{module}.lora_A.weight"] = rng.normal(size=(rank, WIDTH)).astype(np.float32)
-        tensors[f"base_model.model.{module}.lora_B.weight"] = rng.normal(size=(WIDTH, rank)).astype(np.float32)
+        tensors[f"base_model.model.{module}.lora_A.weight"] = rng.normal(size=(rank, WIDTH)).astype(
+            np.float32
+        )
+        tensors[f"base_model.model.{module}.lora_B.weight"] = rng.normal(size=(WIDTH, rank)).astype(
+            np.float32
+        )
     return tensors
 
 
@@ -82,7 +93,7 @@ def make_adapter(
 
 
 def snapshot(registry: Registry) -> dict[str, Any]:
-    """Every file of the store with its content's hash, and every row: equal before and after means unchanged."""
+    """Every file of the store by its hash, and every row: equal before and after means unchanged."""
     files = {
         str(p.relative_to(registry.path)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(registry.path.rglob("*"))
@@ -95,11 +106,9 @@ def snapshot(registry: Registry) -> dict[str, Any]:
 
 
 def put_suite(registry: Registry, name: str, n: int = 4, *, held_out: bool = True) -> str:
-    items = "".join(
-        json.dumps({"id": f"{name}-{i}", "prompt": "?", "answer": "!", "split": "held_out" if held_out else "protected"})
-        + "\n"
-        for i in range(n)
-    ).encode()
+    split = "held_out" if held_out else "protected"
+    rows = [{"id": f"{name}-{i}", "prompt": "?", "answer": "!", "split": split} for i in range(n)]
+    items = "".join(json.dumps(row) + "\n" for row in rows).encode()
     digest = digest_of(items)
     registry.put_suite(name, digest, items, metric="exact_match/1", skills={"all": {"items": n}})
     return digest
@@ -117,7 +126,9 @@ def score(
 ) -> EvalRecord:
     """Put an eval of `subject` (reference, digest or "base") under the base of `like`."""
     base = registry.resolve(like).base
-    digest = subject if subject == "base" or subject.startswith("sha256:") else registry.resolve(subject).digest
+    digest = (
+        subject if subject == "base" or subject.startswith("sha256:") else registry.resolve(subject).digest
+    )
     detail = dict(protocol or {"template": "chat"})
     mean = sum(outcomes) / len(outcomes)
     return registry.put_eval(

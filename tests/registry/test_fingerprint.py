@@ -93,7 +93,9 @@ def test_what_is_no_base_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="auto_map"):
         BaseFingerprint.of(remote)
     tokenizer = make_base(tmp_path / "tokenizer")
-    (tokenizer / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["x.Y", None]}}))
+    (tokenizer / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["x.Y", None]}})
+    )
     with pytest.raises(InputError, match="auto_map"):
         BaseFingerprint.of(tokenizer)
     (tmp_path / "nothing").mkdir()

@@ -9,14 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from registry_fakes import MODULES, WIDTH, adapter_tensors, make_adapter, make_base, safetensors, snapshot, with_header
+from registry_fakes import (
+    MODULES,
+    WIDTH,
+    adapter_tensors,
+    make_adapter,
+    make_base,
+    safetensors,
+    snapshot,
+    with_header,
+)
 
 from inlay.errors import BaseMismatch, InputError
 from inlay.registry import BaseFingerprint, Registry
 from inlay.registry.ingest import check, find_in_base
 
 FIRST = f"base_model.model.{MODULES[0]}"
-Break = Callable[[Path], None]
+Break = Callable[[Path], object]
 
 
 def rewrite(**changes: np.ndarray | None) -> Break:
@@ -43,7 +52,7 @@ def configure(**changes: object) -> Break:
 
 
 def raw(data: bytes) -> Break:
-    return lambda folder: (folder / "adapter_model.safetensors").write_bytes(data) and None
+    return lambda folder: (folder / "adapter_model.safetensors").write_bytes(data)
 
 
 def filled(value: float) -> np.ndarray:
@@ -53,7 +62,7 @@ def filled(value: float) -> np.ndarray:
 
 
 def pickled(name: str) -> Break:
-    return lambda folder: (folder / "adapter_model.safetensors").rename(folder / name) and None
+    return lambda folder: (folder / "adapter_model.safetensors").rename(folder / name)
 
 
 def link(name: str) -> Break:
@@ -74,7 +83,10 @@ BAD: dict[str, tuple[Break, str]] = {
     "pickle .bin": (pickled("adapter_model.bin"), r"a pickle runs code.*convert it.*weights_only=True"),
     "pickle .pt": (pickled("adapter.pt"), "a pickle runs code"),
     "pickle .pth": (pickled("adapter.pth"), "a pickle runs code"),
-    "unknown key": (rewrite(**{"base_model.model.extra.gate": np.ones(3, np.float32)}), r"'base_model\.model\.extra\.gate' fits nothing"),
+    "unknown key": (
+        rewrite(**{"base_model.model.extra.gate": np.ones(3, np.float32)}),
+        r"'base_model\.model\.extra\.gate' fits nothing",
+    ),
     "foreign prefix": (rewrite(**{"model.x.lora_A.weight": filled(1)}), "PEFT's keys start with"),
     "adapter's name in the key": (
         rewrite(**{f"{FIRST}.lora_A.default.weight": filled(1)}),
@@ -128,7 +140,7 @@ BAD: dict[str, tuple[Break, str]] = {
             tensors={**adapter_tensors(1), "base_model.model.model.norm.weight": np.ones(5, np.float32)},
             config={"modules_to_save": ["norm"]},
         )
-        and None,
+       ,
         r"has shape \[5\], model\.norm\.weight of the base base has \[8\]",
     ),
     "other kind": (configure(peft_type="PREFIX_TUNING"), "peft_type 'PREFIX_TUNING'"),
@@ -136,26 +148,35 @@ BAD: dict[str, tuple[Break, str]] = {
     "auto_map": (configure(auto_map={"AutoModel": "evil.Model"}), "auto_map"),
     "auto_map below": (configure(extra=[{"auto_map": {"a": "b"}}]), "auto_map"),
     "configuration is a list": (
-        lambda folder: (folder / "adapter_config.json").write_text("[1]") and None,
+        lambda folder: (folder / "adapter_config.json").write_text("[1]"),
         "must hold a JSON object",
     ),
     "configuration is broken": (
-        lambda folder: (folder / "adapter_config.json").write_text("{") and None,
+        lambda folder: (folder / "adapter_config.json").write_text("{"),
         r"adapter_config\.json is not sound JSON",
     ),
     "configuration is nested": (
-        lambda folder: (folder / "adapter_config.json").write_text("[" * 200_000) and None,
+        lambda folder: (folder / "adapter_config.json").write_text("[" * 200_000),
         r"adapter_config\.json is not sound JSON",
     ),
-    "no configuration": (lambda folder: (folder / "adapter_config.json").unlink(), "needs adapter_config.json"),
+    "no configuration": (
+        lambda folder: (folder / "adapter_config.json").unlink(),
+        r"needs adapter_config\.json",
+    ),
     "empty folder": (
-        lambda folder: [p.unlink() for p in folder.iterdir()] and None,
-        "needs adapter_config.json",
+        lambda folder: [p.unlink() for p in folder.iterdir()],
+        r"needs adapter_config\.json",
     ),
     "linked weights": (link("adapter_model.safetensors"), "is a link"),
     "linked configuration": (link("adapter_config.json"), "is a link"),
-    "lying header": (raw(with_header(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', b"1234")), "instead of"),
-    "10 GB claim in 1 KB": (raw((10 * 2**30).to_bytes(8, "little") + b"{}" * 500), "its header claims 10737418240"),
+    "lying header": (
+        raw(with_header(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', b"1234")),
+        "instead of",
+    ),
+    "10 GB claim in 1 KB": (
+        raw((10 * 2**30).to_bytes(8, "little") + b"{}" * 500),
+        "its header claims 10737418240",
+    ),
     "cut file": (
         lambda folder: os.truncate(folder / "adapter_model.safetensors", 700),
         "not a sound safetensors file",
@@ -165,7 +186,7 @@ BAD: dict[str, tuple[Break, str]] = {
             (folder / "adapter_model.safetensors").unlink(),
             (folder / "adapter_model.safetensors").mkdir(),
         ]
-        and None,
+       ,
         "no regular file",
     ),
 }  # fmt: skip
@@ -193,7 +214,9 @@ def test_bad_names_leave_the_store_as_it_was(name: str, three: Registry, base: P
     assert snapshot(three) == before
 
 
-def test_a_pipe_in_the_place_of_weights_is_refused_at_once(registry: Registry, base: Path, tmp_path: Path) -> None:
+def test_a_pipe_in_the_place_of_weights_is_refused_at_once(
+    registry: Registry, base: Path, tmp_path: Path
+) -> None:
     folder = make_adapter(tmp_path / "bad")
     (folder / "README.md").unlink(missing_ok=True)
     os.mkfifo(folder / "README.md")
@@ -206,7 +229,7 @@ def test_another_base_is_refused(three: Registry, base: Path, tmp_path: Path) ->
     folder = make_adapter(tmp_path / "a", seed=77)
     run = {"base": {"weights": other.weights, "prompt": other.prompt}}
     before = snapshot(three)
-    with pytest.raises(BaseMismatch, match="was trained on sha256:.*allow-base-mismatch"):
+    with pytest.raises(BaseMismatch, match=r"was trained on sha256:.*allow-base-mismatch"):
         three.add("legal", folder, base=base, run=run)
     assert snapshot(three) == before
     version = three.add("legal", folder, base=base, run=run, allow_base_mismatch=True)
@@ -253,10 +276,14 @@ def test_kind_and_exactness_come_from_the_configuration(
 def test_dora_and_saved_modules_are_for_use_alone(base: Path, tmp_path: Path) -> None:
     fingerprint = BaseFingerprint.of(base)
     magnitudes = {f"base_model.model.{m}.lora_magnitude_vector": np.ones(WIDTH, np.float32) for m in MODULES}
-    dora = make_adapter(tmp_path / "d", tensors={**adapter_tensors(), **magnitudes}, config={"use_dora": True})
+    dora = make_adapter(
+        tmp_path / "d", tensors={**adapter_tensors(), **magnitudes}, config={"use_dora": True}
+    )
     assert (check(dora, fingerprint).kind, check(dora, fingerprint).exactness) == ("dora", "alone")
     head = {"base_model.model.score.weight": np.ones((3, WIDTH), np.float32)}
-    saved = make_adapter(tmp_path / "s", tensors={**adapter_tensors(), **head}, config={"modules_to_save": ["score"]})
+    saved = make_adapter(
+        tmp_path / "s", tensors={**adapter_tensors(), **head}, config={"modules_to_save": ["score"]}
+    )
     assert check(saved, fingerprint).exactness == "alone"
 
 
@@ -287,13 +314,19 @@ def test_embeddings_and_tied_heads(base: Path, tmp_path: Path) -> None:
     assert find_in_base("lm_head.weight", fingerprint) == ("model.embed_tokens.weight", (32, WIDTH))
 
 
-def test_only_known_files_are_taken_and_the_rest_is_named(registry: Registry, base: Path, tmp_path: Path) -> None:
+def test_only_known_files_are_taken_and_the_rest_is_named(
+    registry: Registry, base: Path, tmp_path: Path
+) -> None:
     folder = make_adapter(tmp_path / "a")
     (folder / "training_args.bin").write_bytes(b"a pickle")
     (folder / "README.md").write_text("# a card")
     (folder / "checkpoint-1").mkdir()
     version = registry.add("legal", folder, base=base)
-    assert {p.name for p in version.path.iterdir()} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert {p.name for p in version.path.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     assert version.notes == ("not taken: checkpoint-1, training_args.bin",)
 
 
@@ -308,13 +341,16 @@ def test_real_adapters_come_in_byte_for_byte(registry: Registry, tmp_path: Path)
     for folder in found:
         registry.add(folder.name.lower(), folder, base=_base_for(folder, tmp_path / folder.name), why="real")
         version = registry.resolve(f"{folder.name.lower()}@v1")
-        assert registry.read_file(version, "adapter_config.json") == (folder / "adapter_config.json").read_bytes()
+        assert (
+            registry.read_file(version, "adapter_config.json")
+            == (folder / "adapter_config.json").read_bytes()
+        )
         assert version.rank == json.loads((folder / "adapter_config.json").read_text())["r"]
     assert registry.fsck() == []
 
 
 def _base_for(folder: Path, where: Path) -> Path:
-    """A base of zeros with the shapes that a real adapter's factors fit; the bases themselves are not here."""
+    """A base of zeros whose shapes a real adapter's factors fit; the bases themselves are not here."""
     from inlay.registry.safetensors_header import read_header
 
     config = json.loads((folder / "adapter_config.json").read_text())

@@ -21,7 +21,11 @@ def test_a_reference_reads_what_it_writes(name: str, value: str) -> None:
     assert str(reference) == f"{name}@{value}"
     assert parse_reference(str(reference)) == reference
     assert reference.kind == (
-        "digest" if value.startswith("sha256:") else "number" if value[1:].isdigit() and value[0] == "v" else "alias"
+        "digest"
+        if value.startswith("sha256:")
+        else "number"
+        if value[1:].isdigit() and value[0] == "v"
+        else "alias"
     )
 
 
@@ -48,9 +52,12 @@ def test_any_text_is_a_reference_or_refused_on_one_line(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "@", "@prod", "legal@", "Legal@prod", "legal@Prod", "legal@v0", "legal@v01", "legal@v99999999999999999999",
-        "legal@@prod", "legal@prod@v1", "a/b/c", "../legal", "legal/../x", "/legal", "legal/", "-legal", ".hidden",
-        "legal@sha256:abc", "legal@sha256:ABCDEF01", "sha256:" + "a" * 65, "légal", "legal ", "legal\n", "base",
+        "", "@", "@prod", "legal@", "Legal@prod", "legal@Prod", "legal@v0", "legal@v01",
+        "legal@v99999999999999999999",
+        "legal@@prod", "legal@prod@v1", "a/b/c", "../legal", "legal/../x", "/legal", "legal/", "-legal",
+        ".hidden",
+        "legal@sha256:abc", "legal@sha256:ABCDEF01", "sha256:" + "a" * 65, "légal", "legal ", "legal\n",
+        "base",
         "base@prod", "a" * 64,
     ],
 )  # fmt: skip

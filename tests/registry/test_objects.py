@@ -55,7 +55,9 @@ def test_storing_again_renews_the_grace_period(tmp_path: Path) -> None:
     assert path.stat().st_mtime > 1_000_000
 
 
-@pytest.mark.parametrize("digest", ["", "sha256:../../etc/passwd", "sha256:ab", "md5:" + "a" * 64, "sha256:" + "A" * 64])
+@pytest.mark.parametrize(
+    "digest", ["", "sha256:../../etc/passwd", "sha256:ab", "md5:" + "a" * 64, "sha256:" + "A" * 64]
+)
 def test_only_whole_digests_name_objects(digest: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="64 hex digits"):
         Objects(tmp_path).path(digest)

@@ -23,7 +23,11 @@ def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[st
 
 
 def test_reads_what_the_library_wrote(tmp_path: Path) -> None:
-    tensors = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.zeros((0, 4), np.float16), "c": np.int64(7)}
+    tensors = {
+        "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "a": np.zeros((0, 4), np.float16),
+        "c": np.int64(7),
+    }
     file = tmp_path / "x.safetensors"
     file.write_bytes(save({k: np.asarray(v) for k, v in tensors.items()}, metadata={"format": "np"}))
     found = read_header(file)
@@ -103,12 +107,21 @@ def test_any_bytes_are_read_or_refused(header: bytes, total: int) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["F32", "BF16"]),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=4), children, max_size=3),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=4), children, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
-@given(st.dictionaries(st.text(max_size=4), JSON | st.fixed_dictionaries({"dtype": JSON, "shape": JSON, "data_offsets": JSON}), max_size=3), st.integers(0, 400))
+@given(
+    st.dictionaries(
+        st.text(max_size=4),
+        JSON | st.fixed_dictionaries({"dtype": JSON, "shape": JSON, "data_offsets": JSON}),
+        max_size=3,
+    ),
+    st.integers(0, 400),
+)
 @settings(suppress_health_check=[HealthCheck.too_slow])
 def test_any_json_is_read_or_refused(header: dict[str, object], total: int) -> None:
     text = json.dumps(header).encode()
@@ -141,6 +154,8 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
 
 def test_the_largest_finite_values_pass(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
-    largest = {d: np.array([np.finfo(d).max, np.finfo(d).min, -0.0], d) for d in ("float16", "float32", "float64")}
+    largest = {
+        d: np.array([np.finfo(d).max, np.finfo(d).min, -0.0], d) for d in ("float16", "float32", "float64")
+    }
     file.write_bytes(safetensors({**largest, "bf16": np.array([0x7F7F, 0xFF7F], np.uint16)}))
     refuse_non_finite(file, read_header(file))

@@ -68,7 +68,9 @@ def test_a_variants_name_is_not_an_adapters(three: Registry, base: Path, tmp_pat
 
 def test_the_training_record_comes_back(registry: Registry, base: Path, tmp_path: Path) -> None:
     run = {"examples": ["what is owed?"], "task": "legal", "dataset": {"rows": 12}, "loss": [1.5, 0.25]}
-    version = registry.add("legal", make_adapter(tmp_path / "a"), base=base, run=run, lineage={"from": "pissa"})
+    version = registry.add(
+        "legal", make_adapter(tmp_path / "a"), base=base, run=run, lineage={"from": "pissa"}
+    )
     assert registry.run_of(version) == run
     assert version.lineage == {"from": "pissa"}
     other = registry.add("legal", make_adapter(tmp_path / "b", seed=5), base=base)
