@@ -129,7 +129,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self, *, dry_run: bool = False) -> Iterator[None]:
-        """BEGIN IMMEDIATE … COMMIT; ROLLBACK on any error and after a dry run. Inside another: part of it."""
+        """BEGIN IMMEDIATE … COMMIT; ROLLBACK on errors and after a dry run. Inside another: part of it."""
         with self._lock, _as_our_errors(self.path):
             if self.connection.in_transaction:
                 yield
@@ -142,6 +142,20 @@ class Database:
                     self.connection.execute("ROLLBACK")
                 raise
             self.connection.execute("ROLLBACK" if dry_run else "COMMIT")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """One view for several SELECTs that keeps no writer out. Inside a transaction: part of it."""
+        with self._lock, _as_our_errors(self.path):
+            if self.connection.in_transaction:
+                yield
+                return
+            self.connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         """One writing statement, inside a `transaction`."""

@@ -149,7 +149,7 @@ def lock(
 def transient(store: Store, recipe: Recipe, routers: Mapping[str, str], who: str) -> Lock:
     """See `Registry.pin`."""
     fingerprint = BaseFingerprint.of(recipe.base) if recipe.base is not None else None
-    with store.db.transaction(dry_run=True):
+    with store.db.reading():
         pinned = pin(store, recipe, routers=routers)
     reference = common_base(pinned.versions, fingerprint)
     return Lock(

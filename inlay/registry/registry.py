@@ -177,7 +177,7 @@ class Registry:
         )
 
     def pin(self, recipe: str | Path | Mapping[str, Any] | Recipe, *, routers: Mapping[str, str]) -> Lock:
-        """What `lock` would make of `recipe`, without a name or a number and not kept: to try a recipe out."""
+        """What `lock` would make of `recipe`, without a name or number, not kept: to try a recipe out."""
         return locking.transient(self._store, Recipe.of(recipe), routers, whoami())
 
     def dependents(self, ref: str | Version | Lock) -> list[Dependent]:

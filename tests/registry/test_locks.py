@@ -135,6 +135,23 @@ def test_a_variant_in_a_variant_is_copied_in(three: Registry) -> None:
     assert outer.digest == lock.digest  # it means the same
 
 
+def test_a_recipe_can_be_tried_without_being_kept(three: Registry) -> None:
+    before = snapshot(three)
+    with (
+        Registry.open(three.path) as second,
+        second._store.db.transaction(),
+    ):  # somebody is writing: no matter
+        tried = three.pin("stack: [legal@v1, style@v1]", routers={})
+    assert snapshot(three) == before
+    kept = three.lock("acme", "stack: [legal@v1, style@v1]")
+    assert (tried.digest, tried.tree, tried.members, tried.base) == (
+        kept.digest,
+        kept.tree,
+        kept.members,
+        kept.base,
+    )
+
+
 def test_unknown_and_yanked_members_are_refused(three: Registry) -> None:
     three.lock("house", "stack: [legal@v2]")
     three.yank("legal@v2", why="wrong")
