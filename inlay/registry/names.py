@@ -94,7 +94,7 @@ def parse_reference(text: str) -> Reference:
         if match is None or len(value) > 17 or not 1 <= int(match[1]) <= _MAX_NUMBER:
             raise InputError(
                 f"a version number counts from v1 without leading zeros, got {_shown(value)}",
-                fix=f"list them with `inlay show {name}`",
+                fix=f"list them with `inlay ls {name}`",
             )
         return Reference(name, "number", match[1])
     if value.startswith("sha256:"):

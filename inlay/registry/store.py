@@ -90,7 +90,7 @@ def find(path: str | Path | None, *, create: bool) -> Path:
         folder = Path(named).expanduser().absolute()
         if not create and not (folder / FILE).is_file():
             raise InputError(
-                f"there is no registry in {str(folder)!r}", fix=f"run `inlay init --store {folder}`"
+                f"there is no registry in {str(folder)!r}", fix=f"run `inlay init {folder}`"
             )
     else:
         here = Path.cwd()
