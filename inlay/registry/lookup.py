@@ -16,7 +16,7 @@ from inlay.registry.canonical import moment
 from inlay.registry.names import Reference, check_name, close_to, parse_reference
 from inlay.registry.printable import printable
 from inlay.registry.records import BaseRef, Lock, Member, NameRow, Version
-from inlay.registry.store import Store
+from inlay.registry.store import Files, Store
 
 _VERSION = (
     "id", "name", "number", "digest", "kind", "rank", "targets", "parameters", "exactness", "size",
@@ -249,7 +249,7 @@ def version(store: Store, row: sqlite3.Row) -> Version:
         lineage=_json(row["v_lineage"]),
         notes=_strings(row["v_notes"]),
         run=row["v_run"],
-        folder=store.folder,
+        folder=Files(store.path).folder,
     )
 
 

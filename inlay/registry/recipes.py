@@ -134,13 +134,13 @@ def load_yaml(text: str, what: str) -> Any:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise InputError(
-                    f"a {what} must not use anchors or aliases, line {event.start_mark.line + 1} does",
+                    f"a {what} must not use anchors or aliases, line {_line(event)} does",
                     fix="write the value out",
                 )
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > _MAX_YAML_DEPTH:
-                    raise InputError(f"a {what} is nested too deeply at line {event.start_mark.line + 1}")
+                    raise InputError(f"a {what} is nested too deeply at line {_line(event)}")
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -157,6 +157,12 @@ def load_yaml(text: str, what: str) -> Any:
         raise InputError(f"the {what} has a value that cannot be read: {str(error)[:120]}") from None
 
 
+def _line(event_or_node: Any) -> int:
+    """Counting from one; 0 where the parser kept no mark."""
+    mark = event_or_node.start_mark
+    return mark.line + 1 if mark is not None else 0
+
+
 def _refuse_duplicates(node: Any, what: str) -> None:
     import yaml
 
@@ -164,10 +170,10 @@ def _refuse_duplicates(node: Any, what: str) -> None:
         seen: set[str] = set()
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise InputError(f"a key of the {what} must be text, line {key.start_mark.line + 1}")
+                raise InputError(f"a key of the {what} must be text, line {_line(key)}")
             if key.value in seen:
                 raise InputError(
-                    f"the {what} has the key {key.value!r} twice, again at line {key.start_mark.line + 1}",
+                    f"the {what} has the key {key.value!r} twice, again at line {_line(key)}",
                     fix="keep one of them",
                 )
             seen.add(key.value)

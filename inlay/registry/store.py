@@ -19,12 +19,15 @@ FILE = "registry.db"
 
 
 @dataclass(frozen=True)
-class Store:
-    """What the rooms of the registry work on."""
+class Files:
+    """The files of a store's versions. Needs no database, so that a record can carry it wherever it goes."""
 
     path: Path
-    db: Database
-    objects: Objects
+
+    @property
+    def objects(self) -> Objects:
+        """The content-addressed folder."""
+        return Objects(self.path)
 
     def manifest(self, digest: str) -> list[dict[str, str | int]]:
         """The files of a version: [{"path", "sha256", "size"}, …], verified."""
@@ -74,6 +77,13 @@ class Store:
         )
 
 
+@dataclass(frozen=True)
+class Store(Files):
+    """What the files of the registry work on: one store on the disk, opened."""
+
+    db: Database
+
+
 def _link(path: Path) -> str | None:
     return os.readlink(path) if path.is_symlink() else None
 
@@ -89,9 +99,7 @@ def find(path: str | Path | None, *, create: bool) -> Path:
     if named is not None:
         folder = Path(named).expanduser().absolute()
         if not create and not (folder / FILE).is_file():
-            raise InputError(
-                f"there is no registry in {str(folder)!r}", fix=f"run `inlay init {folder}`"
-            )
+            raise InputError(f"there is no registry in {str(folder)!r}", fix=f"run `inlay init {folder}`")
     else:
         here = Path.cwd()
         found = next((p / FOLDER for p in (here, *here.parents) if (p / FOLDER / FILE).is_file()), None)
@@ -119,4 +127,4 @@ def open_store(path: str | Path | None, *, create: bool, check: bool) -> Store:
     file = folder / FILE
     if file.exists() and not file.is_file():
         raise IntegrityError(f"{str(file)!r} is no file", fix="remove it")
-    return Store(folder, Database(file, create=create, check=check), Objects(folder))
+    return Store(folder, Database(file, create=create, check=check))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 import sqlite3
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -99,9 +102,16 @@ def test_files_are_verified_when_read(three: Registry) -> None:
             three.read_file(version, path)
 
 
-def test_the_folder_is_a_cache(three: Registry, tmp_path: Path) -> None:
-    import shutil
+def test_a_record_can_be_copied_and_sent_and_outlives_the_registry(three: Registry) -> None:
+    version = three.resolve("legal@v1")
+    three.close()
+    sent = pickle.loads(pickle.dumps(version))
+    assert sent == version
+    assert asdict(version)["base"]["name"] == "base"
+    assert (sent.path / "adapter_config.json").is_file()
 
+
+def test_the_folder_is_a_cache(three: Registry, tmp_path: Path) -> None:
     folder = three.resolve("legal@v1").path
     shutil.rmtree(three.path / "exports")
     assert three.resolve("legal@v1").path == folder
