@@ -94,6 +94,9 @@ def run(arguments: list[str]) -> int:
         return _fail(
             arguments, as_json, "Interrupted", "interrupted; what was registered stays registered", None, 130
         )
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.ClickException as error:
         fix = "see inlay --help"
         if isinstance(error, click.UsageError) and error.ctx is not None:

@@ -1,0 +1,46 @@
+# make demo        the whole story on the built-in base, a few minutes
+# make test        lint, types, import direction, fast tests
+# make test-slow   real data, the demo, every command of the README
+# make base        build the built-in base again (under an hour on two cores)
+# make bench       print the ratios of BENCHMARKS; results are kept in benchmarks/RESULTS.md
+
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test test-slow lint base bench clean
+
+demo: $(STAMP)
+	$(VENV)/bin/inlay demo
+
+test: lint
+	$(RUN) -m pytest -q -m "not slow"
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+test-slow: $(STAMP)
+	$(RUN) -m pytest -q -m slow --durations=15
+
+base: $(STAMP)
+	$(RUN) tools/build_base.py
+
+bench: $(STAMP)
+	for script in benchmarks/*.py; do $(RUN) $$script || exit 1; done
+
+# torch comes first: asked for by name it is the CPU build where an index offers one.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
