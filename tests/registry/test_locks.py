@@ -121,6 +121,7 @@ def test_members_with_two_templates_need_a_base_to_be_named(three: Registry, tmp
 def test_a_variant_in_a_variant_is_copied_in(three: Registry) -> None:
     three.lock("house", "stack: [legal@v1, {use: style@v1, weight: 0.5}]")
     three.lock("single", "{use: legal@v2, weight: 3}")
+    three.lock("loud", "{stack: [legal@v1], weight: 3}")
     lock = three.lock("acme", "stack: [{use: house@v1, weight: 2}, single@v1]")
     house, single = three.resolve("house@v1"), three.resolve("single@v1")
     assert lock.tree["stack"][0] == {**house.tree, "weight": 2.0, "lock": house.digest, "name": "house@v1"}
@@ -130,6 +131,7 @@ def test_a_variant_in_a_variant_is_copied_in(three: Registry) -> None:
         ("style@v1", 0.5, "stack.0.stack.1"),
         ("legal@v2", 3.0, "stack.1.stack.0"),
     ]
+    assert three.lock("louder", "{use: loud@v1, weight: 0.5}").tree["weight"] == 1.5
     outer = three.lock("outer", "acme@v1")
     assert [m.ref for m in outer.members] == ["legal@v1", "style@v1", "legal@v2"]
     assert outer.digest == lock.digest  # it means the same

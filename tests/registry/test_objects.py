@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 
 from inlay.errors import InputError, IntegrityError
-from inlay.registry import digest_of
+from inlay.registry import canonical, digest_of, digest_of_json
 from inlay.registry.objects import Objects
+
+
+def test_equal_values_have_equal_canonical_bytes() -> None:
+    assert canonical({"b": [1, 2.5, None, True], "a": "é\n"}) == '{"a":"é\\n","b":[1,2.5,null,true]}'
+    assert digest_of_json({"b": 1, "a": 2}) == digest_of_json({"a": 2, "b": 1}) == digest_of(b'{"a":2,"b":1}')
+    assert digest_of_json("text") != digest_of("text")
+    for value in (float("nan"), b"bytes", {1, 2}, object()):
+        with pytest.raises(InputError, match="plain JSON"):
+            canonical(value)
 
 
 def test_bytes_and_files_share_one_object(tmp_path: Path) -> None:

@@ -130,8 +130,10 @@ def test_the_judge_sees_comparable_evidence_only(guarded: Registry, monkeypatch:
     score(
         guarded, "legal@v2", "general", up, protocol={"template": "other"}
     )  # newer, but nothing to compare with
-    score(guarded, "legal@v2", "general", up, metric="rouge/1")
+    for subject in ("base", "legal@v2"):
+        score(guarded, subject, "general", up, metric="rouge/1")  # not the suite's own metric
     score(guarded, "legal@v1", "legal-suite", down)
+    score(guarded, "legal@v1", "legal-suite", up, protocol={"template": "other"})
     score(guarded, "legal@v2", "legal-suite", up)
     judge = judge_with(guarded, monkeypatch, True)
     guarded.promote("legal@v2", "prod")
