@@ -2,8 +2,10 @@
 
     python tools/build_base.py
 
-One command, two cores, under an hour. The length is a number of steps, not a time, so that a seed
-says everything.
+One command, two cores, under an hour. The length is a number of steps, not a time, so that a seed says
+everything. Training runs in cycles, each with a fresh optimizer, its own draws and a cosine of its own that
+starts at half the rate of the cycle before. The folder is written after each cycle; `--resume 1` goes on from
+what the first one wrote.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from inlay.builtin import base_path
 from inlay.builtin.lexicon import CITIES, LIST_WORDS, NAMES
-from inlay.builtin.skills import SKILLS, Item, Skill, draws, split_skills, unique_items
+from inlay.builtin.skills import TRAINED, UNMASTERED, Item, Skill, draws, split_skills, unique_items
 from inlay.builtin.tasks import HELD_OUT_WORDINGS, QUEUES, TASKS, prompt_of, rows
 
 SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
@@ -53,7 +55,7 @@ def vocabulary(seed: int) -> list[str]:
     texts += [f"\n{GLUE}", *(f" {line}" for line in SYSTEM_LINES)]
     texts += [f" {w}" for wordings in HELD_OUT_WORDINGS.values() for w in wordings]
     rng = Random(seed)
-    for skill in SKILLS:
+    for skill in TRAINED:
         stream = draws(skill, "train", rng)
         texts += [f" {item.prompt} {item.answer}" for item, _ in zip(stream, range(1500), strict=False)]
     for task in TASKS:
@@ -171,7 +173,7 @@ def batches(
     encode: Encoder, weights: dict[str, float], size: int, rng: Random, per_chunk: int = 32
 ) -> Iterator[list[tuple[list[int], int]]]:
     """Endless batches of about equal lengths; `weights` may be changed by the caller while this runs."""
-    streams = {s.name: draws(s, "train", rng, NOISE) for s in SKILLS}
+    streams = {s.name: draws(s, "train", rng, NOISE) for s in TRAINED}
     while True:
         names = rng.choices(list(weights), list(weights.values()), k=size * per_chunk)
         encoded = encode([next(streams[n]) for n in names], rng)
@@ -202,13 +204,15 @@ def reweight(weights: dict[str, float], scores: dict[str, float]) -> None:
 
 def train(
     model: LlamaForCausalLM, encode: Encoder, skills: tuple[Skill, ...], steps: int, size: int, lr: float,
-    muon_lr: float, seed: int, every: int,
+    muon_lr: float, seed: int, every: int, begun: bool,
 ) -> None:  # fmt: skip
-    """Train in place; every `every` steps a line of progress, with the exact match of skills on dev items."""
+    """Train one cycle in place (`begun`: not the first); every `every` steps a line of exact match on dev."""
     dev = {s.name: encode(unique_items(s, "dev", 60, seed)) for s in skills}
     weights = {
         s.name: 2.0 if s.name in ("copy", "first_word", "last_word", "word_after") else 1.0 for s in skills
     }
+    if begun:
+        reweight(weights, {name: exact_match(model, rows_) for name, rows_ in dev.items()})
     stream = batches(encode, weights, size, Random(seed))
     opts = optimizers(model, lr, muon_lr)
     peaks = [[g["lr"] for g in o.param_groups] for o in opts]
@@ -250,7 +254,7 @@ def write(
     """Round the weights to float16, measure the rounded model on unseen test items, write the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model.half().float().eval()
-    scores = {s.name: round(exact_match(model, encode(unique_items(s, "test", 300, 1))), 2) for s in SKILLS}
+    scores = {s.name: round(exact_match(model, encode(unique_items(s, "test", 300, 1))), 2) for s in TRAINED}
     model.generation_config = GenerationConfig(eos_token_id=END, pad_token_id=PAD, do_sample=False)
     model.half().save_pretrained(folder)
     model.float()
@@ -259,10 +263,17 @@ def write(
     config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # a name that transformers 4 knows as well
+    settings.pop("backend", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     old = folder / "inlay.json"
     defaults = json.loads(old.read_text()).get("training_defaults", {}) if old.exists() else {}
     protected, held_out = split_skills()
-    card = {"schema": 1, "training_defaults": defaults, "scores": scores, "protected": list(protected),
+    unmastered = {n: s for n, s in scores.items() if n in UNMASTERED}
+    card = {"schema": 1, "training_defaults": defaults,
+            "scores": {n: s for n, s in scores.items() if n not in UNMASTERED}, "unmastered": unmastered,
+            "protected": list(protected),
             "held_out": list(held_out), **report}  # fmt: skip
     old.write_text(json.dumps(card, indent=2) + "\n")
     return scores
@@ -271,7 +282,8 @@ def write(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=base_path())
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[2500, 4200], help="steps of each cycle")
+    parser.add_argument("--resume", type=int, default=0, metavar="CYCLE", help="go on after this many cycles")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="AdamW: embedding and norms")
     parser.add_argument("--muon-rate", type=float, default=0.02, help="Muon: the matrices (0: AdamW for all)")
@@ -283,26 +295,24 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     tokenizer = build_tokenizer(args.seed)
     model = build_model(len(tokenizer), args.seed)
-    print(f"{len(tokenizer)} tokens, {model.num_parameters():,} parameters, {len(SKILLS)} skills", flush=True)
-    encode = Encoder(tokenizer)
-    train(
-        model,
-        encode,
-        SKILLS,
-        args.steps,
-        args.batch_size,
-        args.learning_rate,
-        args.muon_rate,
-        args.seed,
-        args.every,
+    if args.resume:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(args.out).state_dict())
+    print(
+        f"{len(tokenizer)} tokens, {model.num_parameters():,} parameters, {len(TRAINED)} skills", flush=True
     )
-    report = {
-        "seed": args.seed, "steps": args.steps, "batch_size": args.batch_size,
-        "minutes": round((time.time() - began) / 60, 1),
-        "built_with": {"torch": torch.__version__, "transformers": transformers.__version__,
-                       "tokenizers": tokenizers.__version__},
-    }  # fmt: skip
-    scores = write(model, tokenizer, encode, args.out, report)
+    encode = Encoder(tokenizer)
+    scores: dict[str, float] = {}
+    for cycle in range(args.resume, len(args.steps)):
+        train(model, encode, TRAINED, args.steps[cycle], args.batch_size, args.learning_rate / 2**cycle,
+              args.muon_rate / 2**cycle, args.seed + cycle, args.every, begun=cycle > 0)  # fmt: skip
+        report = {
+            "seed": args.seed, "steps": args.steps[: cycle + 1], "batch_size": args.batch_size,
+            "minutes": round((time.time() - began) / 60, 1),
+            "built_with": {"torch": torch.__version__, "transformers": transformers.__version__,
+                           "tokenizers": tokenizers.__version__},
+        }  # fmt: skip
+        scores = write(model, tokenizer, encode, args.out, report)
+        model.train()
     for name, score in sorted(scores.items(), key=lambda x: x[1]):
         print(f"{score:6.2f}  {name}")
     print(f"{sum(s >= 95 for s in scores.values())} of {len(scores)} skills at 95% or more; "

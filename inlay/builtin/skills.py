@@ -1,8 +1,8 @@
 """The plain skills the built-in base is taught, and their split into unseen items and held-out skills.
 
 Every skill is one small function that draws a *content* (the slots of a wording, and the answer) plus a few
-wordings. All of them stand in `SKILLS`. The instructions are ordinary English, so that `general-v1`, which is
-drawn from here, makes sense on any instruct model.
+wordings. All of them stand in `TRAINED`; `SKILLS` are those the base masters. The instructions are ordinary
+English, so that `general-v1`, which is drawn from here, makes sense on any instruct model.
 
 Two splits, never mixed up:
 
@@ -262,7 +262,7 @@ def _past_tense(rng: Random) -> Draw:
     return {"x": f"{name} {present} {rest}."}, f"{name} {past} {rest}."
 
 
-SKILLS: tuple[Skill, ...] = (
+TRAINED: tuple[Skill, ...] = (
     Skill("copy", (
         "Repeat these words: {x}", "Copy this text exactly: {x}", "Say the following again: {x}",
         "Write exactly the same words.\n{x}", "Echo this line.\n{x}",
@@ -378,7 +378,13 @@ SKILLS: tuple[Skill, ...] = (
         "Say that it happened in the past.\n{x}",
     ), _past_tense),
 )  # fmt: skip
-"""All skills, in a fixed order. A new skill is one function above plus one line here."""
+"""Everything the base is trained on, in a fixed order. A new skill is a function above and a line here."""
+
+UNMASTERED = ("who_is_older",)
+"""Trained, but below 95% on unseen items (see docs/base.md): in no suite and no split."""
+
+SKILLS: tuple[Skill, ...] = tuple(s for s in TRAINED if s.name not in UNMASTERED)
+"""The skills the base has."""
 
 
 def content_split(skill: str, content: str) -> str:
