@@ -122,8 +122,8 @@ def described(row: dict[str, Any]) -> str:
     report = row["report"]
     low, high = report.interval
     return (
-        f"rate {row['rate']:<6g} {row['steps']:>4} steps {row['seconds']:>4.0f} s  dev {100 * row['dev']:>5.1f}%  "
-        f"test {100 * row['test']:>5.1f}%  lost {100 * report.lost:>5.1f} "
+        f"rate {row['rate']:<6g} {row['steps']:>4} steps {row['seconds']:>4.0f} s  "
+        f"dev {100 * row['dev']:>5.1f}%  test {100 * row['test']:>5.1f}%  lost {100 * report.lost:>5.1f} "
         f"[{100 * low:.1f}, {100 * high:.1f}], upper bound {100 * report.upper:.1f} (n={report.held_out.n})"
     )
 
@@ -134,10 +134,9 @@ def frontier(case: Case) -> dict[str, Any]:
     before = {s.name: evaluate_model(bare, s) for s in (case.dev, case.test, case.general)}
     answers = base_answers(case.base, case.prompts, max_new_tokens=ANSWER_TOKENS)
     print(f"\n{case.name}: {len(case.train)} rows; test n={len(case.test)}", flush=True)
-    print(f"base: test {100 * before[case.test.name].score:.1f}%")
-    print(
-        f"{'side':<6} {'rate':>6} {'steps':>5} {'s':>5} {'dev%':>6} {'test%':>6} {'lost [95%]':>22} {'bound':>6}"
-    )
+    held_out = before[case.general.name].split(True)
+    known = 100 * sum(held_out) / len(held_out)
+    print(f"base: test {100 * before[case.test.name].score:.1f}%, held-out skills {known:.1f}%", flush=True)
     chosen = {}
     for side, settings in (("plain", case.plain), ("ours", case.ours)):
         rows = []

@@ -25,10 +25,11 @@ def guard_verb(
     """Show or set what an alias demands of whatever it is to point to.
 
     \b
-    Example of a file:
+    A guard's file:
       forget: 0.05          # held-out general skills lost: upper 95% bound
       gain: 0.3             # gained on the target against the base: lower bound
       suites: {general: [general-v1], target: [tickets-test]}
+
     \b
     Example:
       inlay guard acme@prod --set guard.yaml --why "acme's contract"

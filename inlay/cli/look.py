@@ -207,6 +207,8 @@ def _locks_text(locks: list[Lock]) -> str:
 
 
 def _show_text(details: dict[str, Any]) -> str:
+    from inlay.registry import printable
+
     lines = [f"{details['ref']}   {details['digest']}" + ("   YANKED" if details["yanked"] else "")]
     base = details["base"]
     lines.append(f"base      {base['name']}  weights {base['weights'][:19]}…  prompt {base['prompt'][:19]}…")
@@ -230,6 +232,7 @@ def _show_text(details: dict[str, Any]) -> str:
             f"data      {run['dataset']['name']}, {run['dataset']['rows']} rows, {run['dataset']['digest'][:19]}…"
         )
     lines.append(f"live in   {', '.join(details['live_in']) or '-'}")
+    lines = [printable(line) for line in lines]
     if details["evals"]:
         cells = [
             (e["suite"], f"{points(e['score'])}%", f"{points(e['low'])} to {points(e['high'])}", str(e["n"]))
@@ -237,7 +240,5 @@ def _show_text(details: dict[str, Any]) -> str:
         ]
         lines += ["", table(cells, ("suite", "score", "95% interval", "n"))]
     if details["forgetting"]:
-        lines += ["", details["forgetting"]["verdict"]]
-    from inlay.registry import printable
-
-    return "\n".join(part for line in lines for part in ([printable(x) for x in line.split("\n")]))
+        lines += ["", printable(details["forgetting"]["verdict"])]
+    return "\n".join(lines)

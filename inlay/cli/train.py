@@ -42,6 +42,7 @@ from inlay.cli.console import common, emit, open_store, progress, why_option
 @click.option("--rank", type=int)
 @click.option("--alpha", type=float)
 @click.option("--kl", type=float, help="Weight of KL to the base on general prompts; 0 switches it off.")
+@click.option("--kl-prompt", type=float, help="Weight of KL at the prompts' own tokens.")
 @click.option("--kl-batch", "kl_batch_size", type=int, help="General prompts a step.")
 @click.option("--seed", type=int)
 @click.option("--device", default="auto", show_default=True)

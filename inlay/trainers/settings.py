@@ -31,7 +31,7 @@ class Settings:
     weight_decay: float = 0.0
     kl: float = 1.0
     """Weight of KL(base ‖ adapted) on general prompts and the base's own answers; 0 switches it off."""
-    kl_prompt: float = 0.3
+    kl_prompt: float = 1.0
     """Weight of the same divergence at the prompts' own positions, beside that at the answers'."""
     kl_batch_size: int = 16
     """General prompts a step. Together with `batch_size` it sets the price: each costs about as much as a row."""
