@@ -1,7 +1,7 @@
 """The command line: one thin function a verb, loaded when it is called.
 
-A verb parses, calls one public function, prints. Exit codes: 0 done; 1 a guard or check said no; 2 bad input or
-usage; 3 the environment (busy, disk, network: try again); 70 a bug; 130 interrupted.
+A verb parses, calls one public function, prints. Exit codes: 0 done; 1 a guard or check said no; 2 bad input
+or usage; 3 the environment (busy, disk, network: try again); 70 a bug; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
@@ -67,8 +66,8 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version."
 )
 def cli() -> None:
-    """Inlay keeps a team's adapters: trains them, versions them, composes them for each customer while measuring
-    what is forgotten, and rolls a bad one back everywhere.
+    """Inlay keeps a team's adapters: trains them, versions them, composes them for each customer while
+    measuring what is forgotten, and rolls a bad one back everywhere.
 
     \b
     Begin with      inlay demo

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from inlay.cli.console import base_option, common, emit, open_store, table, why_option
+from inlay.cli.console import base_options, common, emit, open_store, table, why_option
 
 if TYPE_CHECKING:
     from inlay.composer import Plan
@@ -39,7 +39,7 @@ def plan_verb(ref: str, store: str | None, as_json: bool) -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="For routers.")
 @click.option("--to", "alias", metavar="ALIAS", help="Promote the new lock to this alias as well.")
-@base_option
+@base_options
 @why_option
 @common
 def lock_verb(
@@ -49,6 +49,7 @@ def lock_verb(
     seed: int,
     alias: str | None,
     base: str | None,
+    accept_prompt_change: bool,
     why: str,
     store: str | None,
     as_json: bool,
@@ -67,7 +68,14 @@ def lock_verb(
 
     registry = open_store(store)
     made = lock(
-        registry, name, recipe, base=base_or_last(base), general_prompts=general_prompts, why=why, seed=seed
+        registry,
+        name,
+        recipe,
+        base=base_or_last(base),
+        general_prompts=general_prompts,
+        accept_prompt_change=accept_prompt_change,
+        why=why,
+        seed=seed,
     )
     found = lock_dict(made)
     text = f"locked {made.ref}: {', '.join(m.ref for m in made.members)}\n{made.digest}"
@@ -84,7 +92,7 @@ def lock_verb(
 @click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--explain", is_flag=True, help="Say which expert a router chose.")
 @click.option("--device", default="auto", show_default=True)
-@base_option
+@base_options
 @common
 def generate_verb(
     ref: str,
@@ -93,6 +101,7 @@ def generate_verb(
     explain: bool,
     device: str,
     base: str | None,
+    accept_prompt_change: bool,
     store: str | None,
     as_json: bool,
 ) -> None:
@@ -106,7 +115,13 @@ def generate_verb(
     from inlay.composer import compose
     from inlay.registry import printable
 
-    composed = compose(ref, store=open_store(store), base=base_or_last(base), device=device)
+    composed = compose(
+        ref,
+        store=open_store(store),
+        base=base_or_last(base),
+        device=device,
+        accept_prompt_change=accept_prompt_change,
+    )
     answers = composed.generate(list(prompts), max_new_tokens=max_new_tokens)
     chosen = composed.choices(list(prompts)) if explain else [()] * len(prompts)
     rows = [

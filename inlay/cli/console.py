@@ -25,10 +25,15 @@ store_option = click.option(
     metavar="FOLDER",
     help="The store; by default $INLAY_STORE, else the nearest adapters_store upward.",
 )
-base_option = click.option(
+_base_option = click.option(
     "--base",
     metavar="BASE",
     help="Where the base lies: a folder or a hub id; by default where it was last seen.",
+)
+_accept_option = click.option(
+    "--accept-prompt-change",
+    is_flag=True,
+    help="Go on although the base's tokenizer or chat template changed.",
 )
 why_option = click.option("--why", default="", metavar="TEXT", help="The reason, kept in the journal.")
 
@@ -36,6 +41,11 @@ why_option = click.option("--why", default="", metavar="TEXT", help="The reason,
 def common(function: F) -> F:
     """--store and --json, which every verb on a store has."""
     return store_option(json_option(function))
+
+
+def base_options(function: F) -> F:
+    """--base and --accept-prompt-change, which every verb that loads a base has."""
+    return _base_option(_accept_option(function))
 
 
 def open_store(store: str | None) -> Registry:
@@ -80,7 +90,7 @@ def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each long thing, on stderr; (what, done, all). Nothing is drawn where stderr is no terminal."""
+    """A bar for each long thing, on stderr: (what, done, all). Nothing is drawn where that is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

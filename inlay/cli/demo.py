@@ -15,9 +15,9 @@ from inlay.cli.console import emit, json_option, points, progress, table
 def demo_verb(folder: str | None, as_json: bool) -> None:
     """The whole story for real, in FOLDER (inlay-demo), on a small built-in base, without network.
 
-    Trains two adapters, composes them for the customer acme, measures what was gained and forgotten, promotes,
-    trains a careless version that the guard refuses, forces it, rolls it back, and proves that the answers are bit
-    for bit as before. A few minutes on two cores.
+    Trains two adapters, composes them for the customer acme, measures what was gained and forgotten,
+    promotes, trains a careless version that the guard refuses, forces it, rolls it back, and proves that the
+    answers are bit for bit as before. A few minutes on two cores.
 
     \b
     Example:

@@ -9,7 +9,7 @@ import click
 from inlay.cli.console import common, emit, open_store, points, table
 
 if TYPE_CHECKING:
-    from inlay.registry import Event, Lock, NameRow, Registry, Version
+    from inlay.registry import Event, Lock, NameRow, Version
 
 
 @click.command("ls")
@@ -174,11 +174,13 @@ def _names_text(rows: list[NameRow]) -> str:
     if not rows:
         return "nothing is registered yet; begin with `inlay train` or `inlay add`"
     cells = [
-        (r.name, r.kind, f"v{r.latest}", ", ".join(f"{a} → {t.rpartition('@')[2]}" for a, t in r.aliases.items()) or "-",
-         str(r.yanked or "-"), r.owner)
-        for r in rows
-    ]  # fmt: skip
+        (r.name, r.kind, f"v{r.latest}", _aliases(r) or "-", str(r.yanked or "-"), r.owner) for r in rows
+    ]
     return table(cells, ("name", "kind", "latest", "live", "yanked", "owner"))
+
+
+def _aliases(row: NameRow) -> str:
+    return ", ".join(f"{alias} → {target.rpartition('@')[2]}" for alias, target in row.aliases.items())
 
 
 def _versions_text(versions: list[Version]) -> str:
@@ -228,9 +230,8 @@ def _show_text(details: dict[str, Any]) -> str:
     )
     run = details.get("run") or {}
     if "dataset" in run:
-        lines.append(
-            f"data      {run['dataset']['name']}, {run['dataset']['rows']} rows, {run['dataset']['digest'][:19]}…"
-        )
+        data = run["dataset"]
+        lines.append(f"data      {data['name']}, {data['rows']} rows, {data['digest'][:19]}…")
     lines.append(f"live in   {', '.join(details['live_in']) or '-'}")
     lines = [printable(line) for line in lines]
     if details["evals"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from inlay.cli.console import base_option, common, emit, open_store, points, progress
+from inlay.cli.console import base_options, common, emit, open_store, points, progress
 
 
 @click.command("eval")
@@ -18,10 +18,16 @@ from inlay.cli.console import base_option, common, emit, open_store, points, pro
     help="A JSONL file, a folder or a known name; repeatable.",
 )
 @click.option("--device", default="auto", show_default=True)
-@base_option
+@base_options
 @common
 def eval_verb(
-    ref: str, suites: tuple[str, ...], device: str, base: str | None, store: str | None, as_json: bool
+    ref: str,
+    suites: tuple[str, ...],
+    device: str,
+    base: str | None,
+    accept_prompt_change: bool,
+    store: str | None,
+    as_json: bool,
 ) -> None:
     """Score REF, and its base beside it, on a suite; the scores are kept.
 
@@ -35,7 +41,9 @@ def eval_verb(
     from inlay.composer import compose, evaluate
 
     registry = open_store(store)
-    composed = compose(ref, store=registry, base=base_or_last(base), device=device)
+    composed = compose(
+        ref, store=registry, base=base_or_last(base), device=device, accept_prompt_change=accept_prompt_change
+    )
     with progress() as say:
         results = [evaluate(composed, suite, store=registry, say=say) for suite in suites]
     found = [
@@ -69,7 +77,7 @@ def eval_verb(
 )
 @click.option("--html", metavar="FILE", help="Write the report as one self-contained page.")
 @click.option("--device", default="auto", show_default=True)
-@base_option
+@base_options
 @common
 def forget_verb(
     ref: str,
@@ -78,6 +86,7 @@ def forget_verb(
     html: str | None,
     device: str,
     base: str | None,
+    accept_prompt_change: bool,
     store: str | None,
     as_json: bool,
 ) -> None:
@@ -93,7 +102,9 @@ def forget_verb(
     from inlay.composer import compose, forgetting
 
     registry = open_store(store)
-    composed = compose(ref, store=registry, base=base_or_last(base), device=device)
+    composed = compose(
+        ref, store=registry, base=base_or_last(base), device=device, accept_prompt_change=accept_prompt_change
+    )
     with progress() as say:
         report = forgetting(
             composed, general=general or ("general-v1",), target=target, store=registry, say=say

@@ -66,8 +66,8 @@ def add_verb(
 ) -> None:
     """Register the adapter in FOLDER as the next version of NAME.
 
-    FOLDER is what PEFT's save_pretrained wrote: adapter_config.json and adapter_model.safetensors. Everything is
-    checked before a byte is stored: tensors against the base's modules and shapes, no NaN, no pickle.
+    FOLDER is what PEFT's save_pretrained wrote: adapter_config.json and adapter_model.safetensors. Everything
+    is checked before a byte is stored: tensors against the base's modules and shapes, no NaN, no pickle.
 
     \b
     Example:

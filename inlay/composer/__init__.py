@@ -15,10 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inlay.composer.model import ComposedModel, compose
     from inlay.composer.factors import Adapter, read_adapter
     from inlay.composer.locking import lock
     from inlay.composer.measure import evaluate, forgetting
+    from inlay.composer.model import ComposedModel, compose
     from inlay.composer.plan import Plan, make_plan
 
 _HOMES = {

@@ -29,6 +29,7 @@ def lock(
     *,
     base: BaseLike = None,
     general_prompts: str | Path | Sequence[str] | None = None,
+    accept_prompt_change: bool = False,
     why: str = "",
     seed: int = 0,
 ) -> Lock:
@@ -40,7 +41,14 @@ def lock(
     the router was fitted).
     """
     parsed = Recipe.of(recipe)
-    routers = fit_routers(store, parsed, base=base, general_prompts=general_prompts, seed=seed)
+    routers = fit_routers(
+        store,
+        parsed,
+        base=base,
+        general_prompts=general_prompts,
+        accept_prompt_change=accept_prompt_change,
+        seed=seed,
+    )
     made = store.lock(name, parsed, routers=routers, why=why)
     if routers:
         from inlay.composer.model import load_routers
@@ -61,9 +69,10 @@ def fit_routers(
     *,
     base: BaseLike = None,
     general_prompts: str | Path | Sequence[str] | None = None,
+    accept_prompt_change: bool = False,
     seed: int = 0,
 ) -> dict[str, str]:
-    """Fit the router of every route that needs one: path of the route -> digest of its weights in the store."""
+    """Fit the router of every route that needs one: the route's path -> the digest of its weights."""
     routes = [
         (path, node)
         for path, node in _walk(recipe.compose)
@@ -90,7 +99,8 @@ def fit_routers(
         members = [list(_versions(store, expert)) for expert in route.experts]
         if loaded is None:
             loaded = load_base(named or whereabouts(members[0][0].base))
-        check_base(members[0][0].base, loaded, members[0][0].ref)
+        first = members[0][0]
+        check_base(first.base, loaded, first.ref, accept_prompt_change=accept_prompt_change)
         router = known[route.by].fit(
             loaded,
             [

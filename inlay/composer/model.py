@@ -125,7 +125,7 @@ class ComposedModel:
             yield
 
     def _choose(self, prompts: list[list[int]]) -> list[tuple[int | None, ...]]:
-        """The choice of every route for every prompt; one pass of the bare base for each router's features."""
+        """The choice of every route for every prompt; one pass of the bare base for each router."""
         columns = []
         for router in self._routers:
             with self._bank.gate.held_at(None):
@@ -158,7 +158,7 @@ def compose(
     from inlay.registry import Registry as Store
 
     store = store if isinstance(store, Store) else Store.open(store)
-    target = _target(what, store, base)
+    target = _target(what, store, base, accept_prompt_change)
     plan = make_plan(store, target)
     loaded = (
         base
@@ -174,8 +174,8 @@ def check_base(wanted: BaseRef, loaded: Base, ref: str, *, accept_prompt_change:
     found = loaded.fingerprint
     if found.weights != wanted.weights:
         raise BaseMismatch(
-            f"{ref} was made for the base {wanted.name} ({wanted.weights[:19]}…), and {found.name} has the weights "
-            f"{found.weights[:19]}…",
+            f"{ref} was made for the base {wanted.name} ({wanted.weights[:19]}…), "
+            f"and {found.name} has the weights {found.weights[:19]}…",
             fix="name the right base with --base",
         )
     if found.prompt != wanted.prompt and not accept_prompt_change:
@@ -185,7 +185,7 @@ def check_base(wanted: BaseRef, loaded: Base, ref: str, *, accept_prompt_change:
         )
 
 
-def _target(what: Any, store: Registry, base: BaseLike) -> Lock | Version:
+def _target(what: Any, store: Registry, base: BaseLike, accept_prompt_change: bool) -> Lock | Version:
     if isinstance(what, Lock | Version):
         return what
     if (
@@ -198,7 +198,8 @@ def _target(what: Any, store: Registry, base: BaseLike) -> Lock | Version:
     from inlay.composer.locking import fit_routers
 
     recipe = Recipe.of(what)
-    return store.pin(recipe, routers=fit_routers(store, recipe, base=base))
+    routers = fit_routers(store, recipe, base=base, accept_prompt_change=accept_prompt_change)
+    return store.pin(recipe, routers=routers)
 
 
 def whereabouts(base: BaseRef) -> str:
@@ -209,7 +210,7 @@ def whereabouts(base: BaseRef) -> str:
 
 
 def load_routers(store: Registry, plan: Plan, ref: str) -> list[Probe]:
-    """The fitted router of each route of a plan; InputError or IntegrityError where one is missing or foreign."""
+    """The fitted router of each route; InputError or IntegrityError where one is missing or foreign."""
     routers = []
     for number, route in enumerate(plan.routes):
         if route.by != Probe.name:

@@ -210,9 +210,8 @@ class _Layout:
                 )
         for number, count in totals.items():
             if count > 1:
-                found.append(
-                    f"{self.slots[number].version.ref} stands {count:g} times in a stack: its delta is added each time"
-                )
+                ref = self.slots[number].version.ref
+                found.append(f"{ref} stands {count:g} times in a stack: its delta is added each time")
         for slot in self.slots:
             if slot.version.yanked:
                 found.append(f"{slot.version.ref} is yanked")

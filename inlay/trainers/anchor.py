@@ -54,8 +54,8 @@ class Anchor:
             yield from torch.randperm(len(self.pairs), generator=generator).tolist()
 
     def kl(self, model: Any) -> torch.Tensor:
-        """mean over answer positions + prompt_weight × mean over prompt positions of KL(base ‖ model), in nats;
-        a scalar with gradient.
+        """Mean over answer positions + prompt_weight × mean over prompt positions of KL(base ‖ model), in
+        nats; a scalar with gradient.
 
         KL = Σ_v p(v) (log p(v) − log q(v)), with p the base (adapter off) and q the model.
         """

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inlay.composer.model import compose
 from inlay.composer.measure import GENERAL, SuiteLike, suite_of
+from inlay.composer.model import compose
 from inlay.errors import InputError
 from inlay.evals.inference import Base, base_answers, load_base
 from inlay.evals.ledger import Say, keep_suite, measure
@@ -61,8 +61,8 @@ class TrainResult:
         for target in self.report.targets:
             low, high = target.counts.interval
             parts.append(
-                f"{self.version.ref} scores {100 * target.counts.model_score:.1f}% on {target.suite}, the base "
-                f"{100 * target.counts.base_score:.1f}% (gain {100 * low:.1f} to {100 * high:.1f} points, "
+                f"{self.version.ref} scores {100 * target.counts.model_score:.1f}% on {target.suite}, "
+                f"the base {100 * target.counts.base_score:.1f}% (gain {100 * low:.1f} to {100 * high:.1f} points, "
                 f"95% interval, n={target.counts.n})."
             )
         minimum = self.run["declared"]["minimum"]
@@ -184,7 +184,7 @@ def _declaration(
     """What is fixed before the first step."""
     texts = list(dict.fromkeys(example.text for example in dataset))
     sample = random.Random(settings.seed).sample(texts, min(EXAMPLES_KEPT, len(texts)))
-    leaked = {text for text in texts} & {item.text for suite in targets for item in suite.items}
+    leaked = set(texts) & {item.text for suite in targets for item in suite.items}
     return {
         "base": {
             "name": base.fingerprint.name,

@@ -17,7 +17,7 @@ class Settings:
 
     method: str = "sft"
     learning_rate: float = 2e-4
-    """Peak rate of AdamW; cosine to zero after `warmup`. About ten times full fine-tuning's (LoRA Without Regret)."""
+    """Peak of AdamW, cosine to zero after `warmup`. About ten times full fine-tuning's (LoRA Without Regret)."""
     epochs: float = 3.0
     max_steps: int = -1
     """Optimizer steps; -1 for as many as `epochs` make."""
@@ -34,7 +34,7 @@ class Settings:
     kl_prompt: float = 1.0
     """Weight of the same divergence at the prompts' own positions, beside that at the answers'."""
     kl_batch_size: int = 16
-    """General prompts a step. Together with `batch_size` it sets the price: each costs about as much as a row."""
+    """General prompts a step: the price of remembering, since each costs about as much as a task row."""
     max_length: int = 512
     """Tokens of a training row, prompt and answer; longer rows are an error, never cut."""
     seed: int = 0

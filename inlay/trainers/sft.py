@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +131,13 @@ def fit(
     steps = _Steps(progress)
     from datasets import Dataset as Table
 
-    with tempfile.TemporaryDirectory(prefix="inlay-train-") as folder, quiet_transformers():
+    with (
+        tempfile.TemporaryDirectory(prefix="inlay-train-") as folder,
+        quiet_transformers(),
+        warnings.catch_warnings(),
+    ):
+        # TRL and transformers warn each other of their coming versions; nobody who trains can act on that.
+        warnings.simplefilter("ignore", FutureWarning)
         trainer = AnchoredSFTTrainer(
             anchor=anchor,
             kl=settings.kl,

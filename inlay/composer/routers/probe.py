@@ -126,7 +126,7 @@ class Probe:
         details = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["probe"])
         if details["base"] != base or details["experts"] != list(experts):
             raise IntegrityError(
-                "a router must have been fitted for the adapters and the base of its lock, and this one was not",
+                "a router must be fitted for the adapters and the base of its lock, and this one was not",
                 fix="lock the recipe again",
             )
         t = load(data)
