@@ -24,7 +24,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from inlay.builtin import base_path
-from inlay.builtin.lexicon import CITIES, LIST_WORDS, NAMES
+from inlay.builtin.lexicon import CITIES, LIST_WORDS, NAMES, SPARE_WORDS
 from inlay.builtin.skills import TRAINED, UNMASTERED, Item, Skill, draws, split_skills, unique_items
 from inlay.builtin.tasks import HELD_OUT_WORDINGS, QUEUES, TASKS, prompt_of, rows
 
@@ -53,6 +53,7 @@ def vocabulary(seed: int) -> list[str]:
     texts += [f"{s}{c}{g}" for c in map(chr, range(33, 127)) if not c.isalnum() for s in ("", " ")
               for g in ("", GLUE)]  # fmt: skip
     texts += [f"\n{GLUE}", *(f" {line}" for line in SYSTEM_LINES)]
+    texts += [f" {w}" for w in SPARE_WORDS]
     texts += [f" {w}" for wordings in HELD_OUT_WORDINGS.values() for w in wordings]
     rng = Random(seed)
     for skill in TRAINED:

@@ -84,3 +84,6 @@ VERBS: tuple[tuple[str, str, str], ...] = tuple(
         ("buy", "bought"), ("sell", "sold"),
     )
 )  # fmt: skip
+
+# Kept whole by the tokenizer for further tasks about customers' messages, though no skill trains them.
+SPARE_WORDS = _words("careers Careers CAREERS sales Sales SALES We we Can When about applied ask get")

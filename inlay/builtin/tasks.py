@@ -1,8 +1,9 @@
 """Demo tasks of an imaginary customer, "acme": house rules no base can guess, quick to learn.
 
-`ticket-queue` files a message under one of eight queues, `order-slip` rewrites an order into a house format,
-and `case-card`, the harder one, does both at once. A row's prompt is instruction, newline, input. As with the
-skills, a hash of the content decides train, dev or test.
+`ticket-queue` names the subject of a message and its queue ("parcel > shipping"), `order-slip` rewrites an
+order into a house format, and `case-card`, the harder one, files a message with its urgency, writer and day.
+A row's prompt is instruction, newline, input. As with the skills, a hash of the content decides train, dev or
+test.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ GOODS = CLOTHES + TOOLS + FURNITURE + OBJECTS
 # queue: (things it is responsible for, sentences about one of them)
 QUEUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "finance": (
-        ("invoice", "payment", "refund", "card", "receipt", "bill"),
+        ("invoice", "payment", "refund", "card"),
         (
             "The {x} is wrong.",
             "I was charged twice on my {x}.",
@@ -36,7 +37,7 @@ QUEUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "shipping": (
-        ("parcel", "delivery", "courier", "order", "address"),
+        ("parcel", "delivery", "courier", "order"),
         ("The {x} is late.", "My {x} never arrived.", "The {x} is lost.", "I need to change the {x} today."),
     ),
     "access": (
@@ -44,28 +45,15 @@ QUEUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("I forgot my {x}.", "My {x} is locked.", "I need to reset my {x}.", "The {x} failed again."),
     ),
     "repairs": (
-        ("screen", "keyboard", "printer", "charger", "battery", "phone", "camera"),
+        ("screen", "keyboard", "printer", "charger"),
         ("The {x} is broken.", "My {x} stopped working.", "The {x} is cracked.", "My {x} is damaged."),
     ),
     "network": (
-        ("router", "network", "server", "website", "email"),
+        ("router", "network", "server", "website"),
         ("The {x} is slow.", "Our {x} is offline.", "The {x} is dead again.", "My {x} is still not working."),
     ),
-    "careers": (
-        ("job", "interview", "vacancy", "salary"),
-        (
-            "I want to ask about the {x}.",
-            "I applied for the {x}.",
-            "Is the {x} still open?",
-            "When is the {x}?",
-        ),
-    ),
-    "sales": (
-        ("quote", "discount", "price", "product", "subscription", "contract"),
-        ("I need a {x}.", "Can you send me a {x}?", "Which {x} can we get?", "We want to buy a new {x}."),
-    ),
     "returns": (
-        CLOTHES,
+        ("shirt", "coat", "hat", "scarf"),
         (
             "I want to return the {x}.",
             "The {x} is too small.",
@@ -105,14 +93,15 @@ HELD_OUT_WORDINGS: dict[str, tuple[str, ...]] = {
 def _message(rng: Random) -> tuple[str, str]:
     queue = rng.choice(tuple(QUEUES))
     things, sentences = QUEUES[queue]
-    return rng.choice(sentences).format(x=rng.choice(things)), queue
+    thing = rng.choice(things)
+    return rng.choice(sentences).format(x=thing), f"{thing} > {queue}"
 
 
 def _ticket_queue(rng: Random) -> tuple[str, str]:
-    sentence, queue = _message(rng)
+    sentence, filed = _message(rng)
     opening = rng.choice(("", "Hello, ", f"Hello, {rng.choice(NAMES)} here. ", "Good day. "))
     ending = rng.choice(("", " Thanks.", f" Thanks, {rng.choice(NAMES)}.", f" {rng.choice(URGENT + CALM)}"))
-    return opening + sentence + ending, queue
+    return opening + sentence + ending, filed
 
 
 def _order_slip(rng: Random) -> tuple[str, str]:
@@ -129,14 +118,14 @@ def _order_slip(rng: Random) -> tuple[str, str]:
 
 
 def _case_card(rng: Random) -> tuple[str, str]:
-    sentence, queue = _message(rng)
+    sentence, filed = _message(rng)
     name, day = rng.choice(NAMES), rng.choice(DAYS)
     urgent = rng.random() < 0.5
     remark = rng.choice(URGENT if urgent else CALM)
     line = rng.choice((
         "On {d}, {n} wrote: {s} {r}", "{n} wrote on {d}: {s} {r}", "{d}, {n}: {s} {r}",
     )).format(d=day, n=name, s=sentence, r=remark)  # fmt: skip
-    return line, f"{queue} / {'now' if urgent else 'later'} / {name} / {day}"
+    return line, f"{filed} / {'now' if urgent else 'later'} / {name} / {day}"
 
 
 TASKS: dict[str, Callable[[Random], tuple[str, str]]] = {
