@@ -87,15 +87,18 @@ def main() -> None:
         found.append({"learning_rate": rate, "kl": kl, "dev": round(gained, 2),
                       "protected_lost": round(lost, 2),
                       "by_task": {t: round(r[0], 2) for t, r in zip(args.tasks, results, strict=True)},
-                      "score": round(gained - lost, 2), "settings": chosen})  # fmt: skip
+                      "score": round(gained - lost, 2)})  # fmt: skip
         seconds = statistics.mean(r[2] for r in results)
         print(f"rate {rate:g} kl {kl:g}: dev {gained:.1f}%, protected lost {lost:.1f} points, "
               f"{seconds:.0f} s a task, {found[-1]['by_task']}", flush=True)  # fmt: skip
-    best = max(found, key=lambda f: f["score"])
     path = base_path() / "inlay.json"
     card = json.loads(path.read_text())
-    card["training_defaults"] = best.pop("settings")
-    card["sweep"] = [{k: v for k, v in f.items() if k not in ("settings", "by_task")} for f in found]
+    # settings swept earlier on this base are kept, so that a long sweep can be run in parts
+    again = {(f["learning_rate"], f["kl"]) for f in found}
+    found += [f for f in card.get("sweep", []) if (f["learning_rate"], f["kl"]) not in again]
+    best = max(found, key=lambda f: f["score"])
+    card["training_defaults"] = {**chosen, "learning_rate": best["learning_rate"], "kl": best["kl"]}
+    card["sweep"] = sorted(found, key=lambda f: (f["learning_rate"], f["kl"]))
     path.write_text(json.dumps(card, indent=2) + "\n")
     print(f"best: {card['training_defaults']} ({(time.time() - began) / 60:.1f} minutes)")
 
