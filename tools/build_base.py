@@ -1,4 +1,5 @@
-"""Build the built-in base: generate the skills, make the tokenizer, train, measure, write inlay/builtin/base.
+"""Build the built-in base: generate the skills, make the tokenizer, train, measure, write the folder that
+`inlay.builtin.base_path` names.
 
     python tools/build_base.py
 

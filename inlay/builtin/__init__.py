@@ -7,7 +7,7 @@ _HERE = Path(__file__).parent
 
 def base_path() -> Path:
     """Folder of the built-in base: a Llama of two million parameters, its tokenizer and chat template."""
-    return _HERE / "base"
+    return _HERE / "inlay-base-2m"
 
 
 def general_v1_path() -> Path:

@@ -114,7 +114,7 @@ def _order_slip(rng: Random) -> tuple[str, str]:
         "{n} of the {colour} {thing} for {name}, {city}.",
         "To {city}, for {name}: the {colour} {thing}, {n} of them.",
     )).format(**v)  # fmt: skip
-    return line, "{n} x {thing} / {colour} > {name} @ {city}".format(**v)
+    return line, "slip > {n} x {thing} / {colour} > {name} @ {city}".format(**v)
 
 
 def _case_card(rng: Random) -> tuple[str, str]:

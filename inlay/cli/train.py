@@ -64,9 +64,9 @@ def train_verb(
 ) -> None:
     """Train a LoRA adapter on DATA and register it.
 
-    DATA is JSONL: {"instruction", "input", "output"}, {"prompt", "completion"} or {"messages"} a line. The loss
-    is taken on the answers only; KL to the base on general prompts keeps what the base knew. Settings that
-    are not given come from inlay.json beside the base.
+    DATA is JSONL: {"instruction", "input", "output"}, {"prompt", "completion"} or {"messages"} a line. The
+    loss is taken on the answers only; KL to the base on general prompts keeps what the base knew. Settings
+    that are not given come from inlay.json beside the base.
 
     \b
     Example:

@@ -59,11 +59,12 @@ class TrainResult:
         """Was it worth it, in a sentence or two: what was gained, what was forgotten."""
         parts = []
         for target in self.report.targets:
-            low, high = target.counts.interval
+            counts = target.counts
+            low, high = (100 * bound for bound in counts.interval)
             parts.append(
-                f"{self.version.ref} scores {100 * target.counts.model_score:.1f}% on {target.suite}, "
-                f"the base {100 * target.counts.base_score:.1f}% (gain {100 * low:.1f} to {100 * high:.1f} points, "
-                f"95% interval, n={target.counts.n})."
+                f"{self.version.ref} scores {100 * counts.model_score:.1f}% on {target.suite}, the base "
+                f"{100 * counts.base_score:.1f}% (gain {low:.1f} to {high:.1f} points, 95% interval, "
+                f"n={counts.n})."
             )
         minimum = self.run["declared"]["minimum"]
         if minimum is not None and self.score is not None and self.score < minimum:

@@ -17,7 +17,7 @@ class Settings:
 
     method: str = "sft"
     learning_rate: float = 2e-4
-    """Peak of AdamW, cosine to zero after `warmup`. About ten times full fine-tuning's (LoRA Without Regret)."""
+    """Peak of AdamW, cosine to zero after `warmup`; about ten times full fine-tuning's."""
     epochs: float = 3.0
     max_steps: int = -1
     """Optimizer steps; -1 for as many as `epochs` make."""

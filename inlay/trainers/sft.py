@@ -127,7 +127,6 @@ def fit(
             device=str(base.model.device),
         )
     set_seed(settings.seed)
-    model = get_peft_model(base.model, lora_config(settings))
     steps = _Steps(progress)
     from datasets import Dataset as Table
 
@@ -138,6 +137,7 @@ def fit(
     ):
         # TRL and transformers warn each other of their coming versions; nobody who trains can act on that.
         warnings.simplefilter("ignore", FutureWarning)
+        model = get_peft_model(base.model, lora_config(settings))
         trainer = AnchoredSFTTrainer(
             anchor=anchor,
             kl=settings.kl,
@@ -176,7 +176,7 @@ def save_adapter(fitted: Fitted, folder: Path) -> None:
     config.target_modules = sorted(config.target_modules)
     config.base_model_name_or_path = fitted.base.fingerprint.name
     config.inference_mode = True
-    fitted.model.save_pretrained(folder, safe_serialization=True)
+    fitted.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 
 
