@@ -21,7 +21,7 @@ VERBS = (
     ("ls", "look", "List adapters, variants and what is live."),
     ("show", "look", "Show everything about one version, lock or name."),
     ("log", "look", "Read the journal: who made what live, when and why."),
-    ("eval", "measure", "Score a version, a variant or the base on a suite."),
+    ("eval", "measure", "Score a version or variant, and its base beside it, on a suite."),
     ("forget", "measure", "Measure what a version or variant forgot of the base's general skills."),
     ("plan", "compose", "Show what a recipe or a reference would load, and what it costs."),
     ("lock", "compose", "Pin a recipe to exact versions as the next lock of a variant."),
@@ -100,7 +100,7 @@ def run(arguments: list[str]) -> int:
         fix = "see inlay --help"
         if isinstance(error, click.UsageError) and error.ctx is not None:
             fix = f"see {error.ctx.command_path} --help"
-        return _fail(arguments, as_json, "InputError", error.format_message(), fix, 2)
+        return _fail(arguments, as_json, "InputError", error.format_message().rstrip("."), fix, 2)
     except BrokenPipeError:
         # The reader of a pipe left (`inlay log | head`): not an error of anybody's.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - closed by the end of the process

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+NARROWEST = 4
+"""Columns are cut to no less than this."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 store_option = click.option(
     "--store",
@@ -76,9 +79,9 @@ def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
     gap = 2
     over = sum(widths) + gap * (len(widths) - 1) - width()
-    while over > 0 and max(widths) > 8:
+    while over > 0 and max(widths) > NARROWEST:
         widest = widths.index(max(widths))
-        give = min(over, widths[widest] - 8)
+        give = min(over, widths[widest] - NARROWEST)
         widths[widest] -= give
         over -= give
     lines = []
