@@ -65,7 +65,11 @@ def show_verb(ref: str, at: str | None, store: str | None, as_json: bool) -> Non
     ]
     report = next(iter(registry.reports(found.digest, "forgetting", limit=1)), None)
     details["forgetting"] = report
-    details["live_in"] = [d.ref for d in registry.dependents(found)]
+    own = next(row for row in registry.names() if row.name == found.name)
+    details["live_in"] = [
+        *(f"{own.name}@{alias}" for alias, target in own.aliases.items() if target == found.ref),
+        *(dependent.ref for dependent in registry.dependents(found)),
+    ]
     if isinstance(found, Version):
         run = registry.run_of(found) or {}
         details["run"] = {

@@ -130,7 +130,7 @@ def test_the_way_of_an_adapter(work: Path, lora: Path, capsys: pytest.CaptureFix
 
     assert [row["aliases"] for row in as_json(capsys, "ls")] == [{"prod": "acme@v2"}, {"prod": "legal@v2"}]
     assert [row["ref"] for row in as_json(capsys, "ls", "legal")] == ["legal@v2", "legal@v1"]
-    assert as_json(capsys, "show", "legal@v2")["live_in"] == ["acme@prod"]
+    assert as_json(capsys, "show", "legal@v2")["live_in"] == ["legal@prod", "acme@prod"]
     plan = as_json(capsys, "plan", "acme")
     assert [slot["ref"] for slot in plan["slots"]] == ["legal@v2"] and plan["slots"][0]["rank"] == 2
 
