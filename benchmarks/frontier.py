@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +128,8 @@ def described(row: dict[str, Any]) -> str:
     )
 
 
-def frontier(case: Case) -> dict[str, Any]:
-    """Both sides over the grid; the row that dev accuracy chooses is marked."""
+def frontier(case: Case, sides: list[str]) -> None:
+    """Both sides over the grid, then the row of each that dev accuracy chooses."""
     bare = Chat(case.base)
     before = {s.name: evaluate_model(bare, s) for s in (case.dev, case.test, case.general)}
     answers = base_answers(case.base, case.prompts, max_new_tokens=ANSWER_TOKENS)
@@ -138,7 +138,8 @@ def frontier(case: Case) -> dict[str, Any]:
     known = 100 * sum(held_out) / len(held_out)
     print(f"base: test {100 * before[case.test.name].score:.1f}%, held-out skills {known:.1f}%", flush=True)
     chosen = {}
-    for side, settings in (("plain", case.plain), ("ours", case.ours)):
+    for side in sides:
+        settings = {"plain": case.plain, "ours": case.ours}[side]
         rows = []
         for rate in case.grid:
             kl_answers = answers if settings.kl > 0 else None
@@ -147,12 +148,12 @@ def frontier(case: Case) -> dict[str, Any]:
             print(f"{side:<6} {described(row)}", flush=True)
         chosen[side] = max(rows, key=lambda r: r["dev"])
     for side, row in chosen.items():
-        times = row["seconds"] / chosen["plain"]["seconds"]
-        print(f"chosen on dev, {side}: {described(row)}, {times:.2f}x plain's time")
-    note = uninformative(chosen["plain"]["report"])
-    if note:
-        print(note)
-    return chosen
+        print(f"chosen on dev, {side}: {described(row)}")
+    if len(chosen) == 2:
+        print(f"ours takes {chosen['ours']['seconds'] / chosen['plain']['seconds']:.2f} times as long")
+        note = uninformative(chosen["plain"]["report"])
+        if note:
+            print(note)
 
 
 def main() -> None:
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("base", nargs="?", default="builtin", choices=["builtin", "mini-instruct"])
     parser.add_argument("--task", action="append", help="Only this task; repeatable.")
     parser.add_argument("--set", dest="changes", default="{}", help="JSON of settings to change on our side.")
+    parser.add_argument("--side", action="append", choices=["plain", "ours"], help="Only this side.")
     parser.add_argument("--rates", help="Another grid, comma-separated.")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
@@ -176,7 +178,7 @@ def main() -> None:
     for case in makers[arguments.base](arguments.task or tasks[arguments.base]):
         grid = tuple(float(r) for r in arguments.rates.split(",")) if arguments.rates else case.grid
         ours = case.ours.replaced(**json.loads(arguments.changes))
-        frontier(Case(**{**case.__dict__, "ours": ours, "grid": grid}))
+        frontier(replace(case, ours=ours, grid=grid), arguments.side or ["plain", "ours"])
     print(f"{time.perf_counter() - start:.0f} s in all")
 
 
