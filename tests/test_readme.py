@@ -54,6 +54,7 @@ def test_every_verb_is_documented() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     shutil.copytree(base_path(), tmp_path / "my-base")
     for file, split, n in (("tickets.jsonl", "train", 320), ("tickets-test.jsonl", "test", 100)):

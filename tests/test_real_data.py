@@ -18,7 +18,7 @@ from inlay.evals.inference import Base, load_base
 from inlay.evals.prompts import read_prompts
 from inlay.registry import Registry
 
-pytestmark = [pytest.mark.slow, pytest.mark.data]
+pytestmark = [pytest.mark.slow, pytest.mark.data, pytest.mark.timeout(1800)]
 
 TASKS = ("banking_topics", "clinc_domain")
 
