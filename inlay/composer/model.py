@@ -119,8 +119,7 @@ class ComposedModel:
 
     @contextlib.contextmanager
     def _routed(self, prompts: list[list[int]]) -> Iterator[None]:
-        choices = self._choose(prompts) if self.plan.routed else [()]
-        rows = self._gate_rows(choices)
+        rows = self._gate_rows(self._choose(prompts))
         with self._bank.gate.held_at(rows if self.plan.routed else rows[0]):
             yield
 
@@ -133,7 +132,7 @@ class ComposedModel:
                     self.model, prompts, self.tokenizer.pad_token_id, seed=router.seed, width=router.width
                 )
             columns.append(router.choose(features))
-        return list(zip(*columns, strict=True))
+        return list(zip(*columns, strict=True)) if columns else [()] * len(prompts)
 
     def _gate_rows(self, choices: Sequence[tuple[int | None, ...]]) -> torch.Tensor:
         """(rows, slots), float32, on the model's device."""

@@ -49,6 +49,7 @@ def test_stack_is_the_weighted_sum_of_its_members(filled: Registry, base: Base) 
     try:
         with torch.inference_mode():
             found = model.model(input_ids=ids).logits.clone()
+        assert model.choices(QUEUES) == [()] * len(QUEUES), "a stack has nothing to choose"
     finally:
         model.detach()
     assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
