@@ -35,7 +35,7 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(data_dir: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Story:
     torch.set_num_threads(2)
     store = inlay.Registry.open(tmp_path_factory.mktemp("real") / "adapters_store", create=True)
     base = load_base(data_dir / "models" / "mini-instruct")
@@ -72,6 +72,11 @@ def story(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
         model = compose(f"{name}@v1", store=store, base=base)
         reports.append(forgetting(model, general=[general], target=list(tests.values())))
         model.detach()
+    terminal = pytestconfig.pluginmanager.getplugin("terminalreporter")
+    assert terminal is not None
+    for report in [*(result.report for result in trained.values()), *reports]:
+        gains = ", ".join(f"{t.suite} {100 * t.counts.model_score:.1f}%" for t in report.targets)
+        terminal.write_line(f"{gains}: {report.verdict}")
     return Story(store, base, trained, *reports)
 
 
