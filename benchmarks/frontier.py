@@ -61,7 +61,7 @@ def builtin_cases(tasks: list[str]) -> Iterator[Case]:
         yield Case(
             name=f"built-in base, {task}",
             base=base,
-            train=read_dataset(rows(task, "train", 1200, 7), name=task),
+            train=read_dataset(rows(task, "train", 1600, 7), name=task),
             dev=Suite.of_rows(f"{task}-dev", rows(task, "dev", 200, 7)),
             test=Suite.of_rows(f"{task}-test", rows(task, "test", 400, 7)),
             general=Suite.load("general-v1"),

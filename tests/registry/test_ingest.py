@@ -330,13 +330,9 @@ def test_only_known_files_are_taken_and_the_rest_is_named(
     assert version.notes == ("not taken: checkpoint-1, training_args.bin",)
 
 
-REAL = Path(os.environ.get("INLAY_TEST_DATA", "/nonexistent")) / "adapters"
-
-
 @pytest.mark.data
-@pytest.mark.skipif(not REAL.is_dir(), reason="INLAY_TEST_DATA names no folder with adapters")
-def test_real_adapters_come_in_byte_for_byte(registry: Registry, tmp_path: Path) -> None:
-    found = sorted(p.parent for p in REAL.glob("*/adapter_model.safetensors"))
+def test_real_adapters_come_in_byte_for_byte(registry: Registry, tmp_path: Path, data_dir: Path) -> None:
+    found = sorted(p.parent for p in (data_dir / "adapters").glob("*/adapter_model.safetensors"))
     assert found
     for folder in found:
         registry.add(folder.name.lower(), folder, base=_base_for(folder, tmp_path / folder.name), why="real")

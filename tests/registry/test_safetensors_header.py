@@ -158,4 +158,6 @@ def test_the_largest_finite_values_pass(tmp_path: Path) -> None:
         d: np.array([np.finfo(d).max, np.finfo(d).min, -0.0], d) for d in ("float16", "float32", "float64")
     }
     file.write_bytes(safetensors({**largest, "bf16": np.array([0x7F7F, 0xFF7F], np.uint16)}))
-    refuse_non_finite(file, read_header(file))
+    header = read_header(file)
+    refuse_non_finite(file, header)  # raises if it refuses
+    assert len(header) == 4
