@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import InputError
+from inlay.registry.cards import read_papers
 from inlay.registry.fingerprint import BaseFingerprint, read_json, refuse_remote_code
 from inlay.registry.safetensors_header import TensorInfo, read_header, refuse_non_finite
 
@@ -69,7 +70,7 @@ class Checked:
 
     `files` maps a file's name in the store to where it lies; `exactness` is "exact" (its delta is B @ A),
     "needs-conversion" (exact after the composer converted it) or "alone" (usable through PEFT, not in a
-    composition).
+    composition). `licence` and `card` are what its model card says, see `cards`.
     """
 
     files: Mapping[str, Path]
@@ -81,6 +82,8 @@ class Checked:
     parameters: int
     exactness: str
     notes: tuple[str, ...]
+    licence: str | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
 
     def refuse_changed(self) -> None:
         """Raise InputError if a file was written to since it was checked."""
@@ -133,6 +136,8 @@ def check(folder: str | Path, base: BaseFingerprint) -> Checked:
     if whole and exactness == "exact":
         exactness = "alone"
     refuse_non_finite(files[WEIGHTS], tensors)
+    papers = read_papers(files, config)
+    notes += papers.notes
     ignored = [n for n in names if n not in files]
     if ignored:
         notes.append(f"not taken: {', '.join(ignored[:20])}{' …' if len(ignored) > 20 else ''}")
@@ -148,6 +153,8 @@ def check(folder: str | Path, base: BaseFingerprint) -> Checked:
         parameters=sum(t.size for t in tensors.values()),
         exactness=exactness,
         notes=tuple(notes),
+        licence=papers.licence,
+        card=papers.card,
     )
 
 

@@ -137,6 +137,11 @@ def load_yaml(text: str, what: str) -> Any:
                     f"a {what} must not use anchors or aliases, line {_line(event)} does",
                     fix="write the value out",
                 )
+            if getattr(event, "tag", None):
+                raise InputError(
+                    f"a {what} must not use tags, line {_line(event)} has {event.tag[:60]!r}",
+                    fix="write the plain value",
+                )
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > _MAX_YAML_DEPTH:
@@ -153,7 +158,7 @@ def load_yaml(text: str, what: str) -> Any:
         where = f" at line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise InputError(f"the {what} is not sound YAML{where}: {str(problem)[:120]}") from None
-    except ValueError as error:  # a timestamp or an integer that Python cannot hold
+    except (ValueError, OverflowError) as error:  # a timestamp or a number that Python cannot hold
         raise InputError(f"the {what} has a value that cannot be read: {str(error)[:120]}") from None
 
 
