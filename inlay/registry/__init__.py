@@ -13,6 +13,8 @@ safetensors_header.py  bounded header reader, scan for NaN
 ingest.py              what may come in
 adding.py              registering a version
 lookup.py              from references to records
+listing.py             the list of names, page by page
+describing.py          owners, descriptions, tags
 recipes.py             the grammar of recipes
 locking.py             from recipes to locks; dependents
 guards.py              thresholds, evidence, verdicts
@@ -31,8 +33,10 @@ from inlay.registry.names import Reference, check_alias, check_name, parse_alias
 from inlay.registry.printable import printable
 from inlay.registry.recipes import Merge, Recipe, Route, Stack, Use
 from inlay.registry.records import (
+    About,
     BaseRef,
     Dependent,
+    Described,
     Drift,
     EvalRecord,
     Lock,
@@ -44,9 +48,11 @@ from inlay.registry.records import (
 from inlay.registry.registry import Registry
 
 __all__ = [
+    "About",
     "BaseFingerprint",
     "BaseRef",
     "Dependent",
+    "Described",
     "Drift",
     "EvalRecord",
     "Event",

@@ -121,6 +121,7 @@ def evals(
     base_weights: str | None = None,
     protocol: str | None = None,
     limit: int | None = None,
+    before: int | None = None,
 ) -> list[EvalRecord]:
     """See `Registry.evals`."""
     conditions: dict[str, str] = {}
@@ -132,10 +133,10 @@ def evals(
         conditions["base_weights"] = base_weights
     if protocol is not None:
         conditions["protocol"] = protocol
-    where = " AND ".join(f"{column} = ?" for column in conditions) or "1"
+    where = "".join(f"{column} = ? AND " for column in conditions)
     rows = store.db.rows(
-        f"SELECT * FROM evals WHERE {where} ORDER BY id DESC LIMIT ?",
-        [*conditions.values(), -1 if limit is None else max(0, limit)],
+        f"SELECT * FROM evals WHERE {where}id < ? ORDER BY id DESC LIMIT ?",
+        [*conditions.values(), 2**62 if before is None else before, lookup.limit_of(limit)],
     )
     return [_eval(row) for row in rows]
 
@@ -260,6 +261,7 @@ def _eval(row: sqlite3.Row) -> EvalRecord:
         splits=json.loads(row["splits"]),
         versions=json.loads(row["versions"]),
         created=row["created"],
+        id=row["id"],
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -47,6 +47,19 @@ _HASHED = (
     "detail",
     "previous",
 )
+
+_LIVE = """
+    WITH RECURSIVE step (name, alias) AS (
+        SELECT w.value, (SELECT min(alias) FROM journal WHERE moves = 1 AND name = w.value)
+        FROM json_each(?) w
+        UNION ALL
+        SELECT name, (SELECT min(alias) FROM journal WHERE moves = 1 AND name = step.name
+            AND alias > step.alias)
+        FROM step WHERE alias IS NOT NULL)
+    SELECT j.* FROM step s CROSS JOIN journal j
+    WHERE s.alias IS NOT NULL AND j.seq = (SELECT seq FROM journal WHERE moves = 1 AND name = s.name
+        AND alias = s.alias ORDER BY seq DESC LIMIT 1)
+    ORDER BY s.name, s.alias"""
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,12 @@ class Event:
                 said = f"disabled {where} (before: {before})"
             case "yank":
                 said = f"yanked {before}"
+            case "retire":
+                said = f"retired {before}, whose bytes may go"
+            case "purge":
+                said = f"purged {before}, its bytes are erased"
+            case "describe":
+                said = f"{self._described()} {self.to_ref or self.name}"
             case "guard":
                 said = (
                     f"set the guard of {where}"
@@ -130,6 +149,15 @@ class Event:
             reasons.append(self.why)
         tail = f": {'; '.join(map(str, reasons))}" if reasons else ""
         return printable(f"#{self.seq} {self.at[:19].replace('T', ' ')} {self.who} {said}{tail}")
+
+    def _described(self) -> str:
+        parts = {
+            "owner": f"made {self.detail.get('owner')} the owner of",
+            "description": "described",
+            "tag": f"tagged {', '.join(self.detail.get('tag', ()))} on",
+            "untag": f"took the tag {', '.join(self.detail.get('untag', ()))} from",
+        }
+        return " and ".join(said for key, said in parts.items() if key in self.detail)
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain JSON, for `--json` and for bundles."""
@@ -156,7 +184,7 @@ def append(
     last = head(db)
     row: dict[str, Any] = {
         "seq": last[0] + 1,
-        "at": _after(last[2]),
+        "at": _after(db),
         "who": _storable(who),
         "verb": verb,
         "name": name,
@@ -194,18 +222,22 @@ def event(row: Mapping[str, Any] | sqlite3.Row) -> Event:
     return Event(**values)
 
 
-def head(db: Database) -> tuple[int, str, str]:
-    """(seq, hash, at) of the newest row; (0, GENESIS, "") of an empty journal."""
-    row = db.row("SELECT seq, hash, at FROM journal ORDER BY seq DESC LIMIT 1")
-    return (row["seq"], row["hash"], row["at"]) if row else (0, GENESIS, "")
+def head(db: Database) -> tuple[int, str]:
+    """(seq, hash) of the newest row; (0, GENESIS) of an empty journal."""
+    row = db.row("SELECT seq, hash FROM journal ORDER BY seq DESC LIMIT 1")
+    return (row["seq"], row["hash"]) if row else (0, GENESIS)
 
 
-def events(db: Database, name: str | None = None, *, limit: int | None = None) -> list[Event]:
-    """The rows about `name` (every name, if None), newest first, at most `limit`."""
-    where, parameters = ("WHERE name = ?", [name]) if name is not None else ("", [])
+def events(
+    db: Database, name: str | None = None, *, limit: int | None = None, before: int | None = None
+) -> list[Event]:
+    """The rows about `name` (every name, if None), newest first, at most `limit`, those before row
+    `before`.
+    """
+    where, parameters = ("name = ? AND ", [name]) if name is not None else ("", [])
     rows = db.rows(
-        f"SELECT * FROM journal {where} ORDER BY seq DESC LIMIT ?",
-        [*parameters, -1 if limit is None else max(0, limit)],
+        f"SELECT * FROM journal WHERE {where}seq < ? ORDER BY seq DESC LIMIT ?",
+        [*parameters, 2**62 if before is None else before, -1 if limit is None else max(0, limit)],
     )
     return [event(row) for row in rows]
 
@@ -218,6 +250,18 @@ def newest_move(db: Database, name: str, alias: str, *, at: str | None = None) -
         [name, alias, *parameters],
     )
     return event(row) if row else None
+
+
+def live(db: Database, names: Sequence[str]) -> dict[str, dict[str, Event]]:
+    """{name: {alias: the row that says what it points to}} of some names, both in alphabetical order.
+
+    Steps from alias to alias along the index, so that a name moved ten thousand times costs as much as one
+    moved once.
+    """
+    found: dict[str, dict[str, Event]] = {}
+    for row in db.rows(_LIVE, [json.dumps(list(names))]):
+        found.setdefault(row["name"], {})[row["alias"]] = event(row)
+    return found
 
 
 def stack(db: Database, name: str, alias: str) -> list[Event]:
@@ -255,12 +299,12 @@ def verify(db: Database) -> list[str]:
     return problems
 
 
-def _after(last: str) -> str:
-    """Now, or a microsecond past `last` where the clock has not moved on or went back."""
-    present = now()
-    if present > last:
+def _after(db: Database) -> str:
+    """Now, or a microsecond past the newest row where the clock has not moved on or went back."""
+    present, newest = now(), db.row("SELECT max(at) AS at FROM journal")
+    if newest is None or newest["at"] is None or present > newest["at"]:
         return present
-    return timestamp(datetime.fromisoformat(last) + timedelta(microseconds=1))
+    return timestamp(datetime.fromisoformat(newest["at"]) + timedelta(microseconds=1))
 
 
 def _storable(text: str) -> str:

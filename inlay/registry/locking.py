@@ -164,7 +164,7 @@ def transient(store: Store, recipe: Recipe, routers: Mapping[str, str], who: str
         created=now(),
         author=who,
         why="",
-        yanked=False,
+        state="active",
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -15,16 +15,17 @@ from inlay.errors import InputError, ReferenceNotFound
 from inlay.registry.canonical import moment
 from inlay.registry.names import Reference, check_name, close_to, parse_reference
 from inlay.registry.printable import printable
-from inlay.registry.records import BaseRef, Lock, Member, NameRow, Version
+from inlay.registry.records import BaseRef, Lock, Member, State, Version
 from inlay.registry.store import Files, Store
 
 _VERSION = (
     "id", "name", "number", "digest", "kind", "rank", "targets", "parameters", "exactness", "size",
-    "trained_on", "mismatch", "run", "lineage", "notes", "author", "why", "created",
+    "trained_on", "mismatch", "run", "lineage", "notes", "author", "why", "created", "licence", "card",
 )  # fmt: skip
 _LOCK = (
     "id", "name", "number", "digest", "recipe", "tree", "guard", "provenance", "author", "why", "created",
 )  # fmt: skip
+_STATES: tuple[State, ...] = ("active", "yanked", "retired", "purged")
 _BASE = ("weights", "prompt", "name", "revision", "source")
 
 COLUMNS = ", ".join(
@@ -32,8 +33,9 @@ COLUMNS = ", ".join(
     + [f"l.{c} AS l_{c}" for c in _LOCK]
     + [f"b.{c} AS b_{c}" for c in _BASE]
     + [
-        "EXISTS (SELECT 1 FROM journal y WHERE y.verb = 'yank' AND y.name = coalesce(v.name, l.name)"
-        " AND y.from_number = coalesce(v.number, l.number)) AS yanked"
+        "(SELECT max(CASE y.verb WHEN 'purge' THEN 3 WHEN 'retire' THEN 2 ELSE 1 END) FROM journal y"
+        " WHERE y.verb IN ('yank', 'retire', 'purge') AND y.name = coalesce(v.name, l.name)"
+        " AND y.from_number = coalesce(v.number, l.number)) AS state"
     ]
 )
 _BASES = "LEFT JOIN bases b ON b.id = coalesce(v.base, l.base)"
@@ -141,20 +143,34 @@ def latest(store: Store, name: str) -> int:
     return int(row["n"]) if row else 0
 
 
-def versions(store: Store, name: str, limit: int | None) -> list[Version]:
-    """Newest first."""
+def versions(
+    store: Store, name: str, *, limit: int | None, before: int | None, numbers: Collection[int] | None
+) -> list[Version]:
+    """Newest first; those below number `before`; those in `numbers`."""
     need_name(store, name, "adapter")
-    rows = store.db.rows(
-        f"{_VERSIONS} WHERE v.name = ? ORDER BY v.number DESC LIMIT ?", [name, _limit(limit)]
-    )
-    return [version(store, row) for row in rows]
+    where, parameters = _page("v", name, limit, before, numbers)
+    return [version(store, row) for row in store.db.rows(f"{_VERSIONS} {where}", parameters)]
 
 
-def locks(store: Store, name: str, limit: int | None) -> list[Lock]:
-    """Newest first."""
+def locks(
+    store: Store, name: str, *, limit: int | None, before: int | None, numbers: Collection[int] | None
+) -> list[Lock]:
+    """Newest first; those below number `before`; those in `numbers`."""
     need_name(store, name, "variant")
-    rows = store.db.rows(f"{_LOCKS} WHERE l.name = ? ORDER BY l.number DESC LIMIT ?", [name, _limit(limit)])
-    return [lock(row) for row in rows]
+    where, parameters = _page("l", name, limit, before, numbers)
+    return [lock(row) for row in store.db.rows(f"{_LOCKS} {where}", parameters)]
+
+
+def _page(
+    table: str, name: str, limit: int | None, before: int | None, numbers: Collection[int] | None
+) -> tuple[str, list[Any]]:
+    where, parameters = f"WHERE {table}.name = ?", [name, limit_of(limit)]
+    if before is not None:
+        where, parameters = f"{where} AND {table}.number < ?", [name, before, limit_of(limit)]
+    if numbers is not None:
+        where += f" AND {table}.number IN (SELECT value FROM json_each(?))"
+        parameters.insert(-1, json.dumps(sorted(numbers)))
+    return f"{where} ORDER BY {table}.number DESC LIMIT ?", parameters
 
 
 def by_number(store: Store, name: str, number: int) -> Version | Lock | None:
@@ -189,37 +205,6 @@ def need_name(store: Store, name: str, kind: str | None = None) -> str:
     return str(row["kind"])
 
 
-def names(store: Store, kind: str | None) -> list[NameRow]:
-    """All names in alphabetical order, with what their aliases point to."""
-    if kind is not None and kind not in ("adapter", "variant"):
-        raise InputError(f"a kind is adapter or variant, got {kind[:40]!r}")
-    aliases: dict[str, dict[str, str]] = {}
-    for row in store.db.rows(
-        "SELECT name, alias, max(seq), to_ref FROM journal WHERE moves = 1"
-        " GROUP BY name, alias ORDER BY name, alias"
-    ):
-        aliases.setdefault(row["name"], {})[row["alias"]] = row["to_ref"] or "disabled"
-    rows = store.db.rows(
-        "SELECT n.*, max(coalesce((SELECT max(number) FROM versions WHERE name = n.name), 0),"
-        " coalesce((SELECT max(number) FROM locks WHERE name = n.name), 0)) AS latest,"
-        " (SELECT count(DISTINCT from_number) FROM journal WHERE verb = 'yank' AND name = n.name) AS yanked"
-        " FROM names n WHERE ?1 IS NULL OR n.kind = ?1 ORDER BY n.name",
-        [kind],
-    )
-    return [
-        NameRow(
-            name=row["name"],
-            kind=row["kind"],
-            latest=row["latest"],
-            aliases=aliases.get(row["name"], {}),
-            yanked=row["yanked"],
-            owner=row["owner"],
-            created=row["created"],
-        )
-        for row in rows
-    ]
-
-
 def item(store: Store, row: sqlite3.Row) -> Version | Lock | None:
     """The record in a row with COLUMNS, None where neither side joined."""
     if row["v_id"] is not None:
@@ -243,11 +228,13 @@ def version(store: Store, row: sqlite3.Row) -> Version:
         created=row["v_created"],
         author=row["v_author"],
         why=row["v_why"],
-        yanked=bool(row["yanked"]),
+        state=_STATES[row["state"] or 0],
         base_mismatch=bool(row["v_mismatch"]),
         trained_on=_json(row["v_trained_on"]),
         lineage=_json(row["v_lineage"]),
         notes=_strings(row["v_notes"]),
+        licence=row["v_licence"],
+        card=_json(row["v_card"]) or {},
         run=row["v_run"],
         folder=Files(store.path).folder,
     )
@@ -268,7 +255,7 @@ def lock(row: sqlite3.Row) -> Lock:
         created=row["l_created"],
         author=row["l_author"],
         why=row["l_why"],
-        yanked=bool(row["yanked"]),
+        state=_STATES[row["state"] or 0],
         provenance=_json(row["l_provenance"]),
     )
 
@@ -313,7 +300,8 @@ def _json(text: str | None) -> Any:
     return json.loads(text) if text is not None else None
 
 
-def _limit(limit: int | None) -> int:
+def limit_of(limit: int | None) -> int:
+    """`limit` as SQL's LIMIT has it."""
     return -1 if limit is None else max(0, limit)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlite_utils import Database, Migrations
 
-SCHEMA = 1
+SCHEMA = 2
 SET = "inlay"
 
 # Rows of these are written once. Nothing that can change is kept in a column: which version is live, what was
@@ -54,6 +54,7 @@ def migrations() -> Migrations:
 
     diary = Migrations(SET)
     diary()(m001_registry)
+    diary()(m002_upkeep)
     return diary
 
 
@@ -275,3 +276,21 @@ def m001_registry(db: Database) -> None:
     db.table("journal").create_index(["name", "seq"])
     for sql in triggers().values():
         db.execute(sql)
+
+
+def m002_upkeep(db: Database) -> None:
+    """Licence and card of a version; look-ups that stay quick over 100,000 versions and a million evals."""
+    db.execute("ALTER TABLE versions ADD COLUMN licence TEXT")
+    db.execute("ALTER TABLE versions ADD COLUMN card TEXT")
+    # Which aliases ever pointed to a version or lock: dependents, and whether it may be retired.
+    db.execute("CREATE INDEX journal_targets ON journal (name, to_number, alias, seq) WHERE moves = 1")
+    # Yanked, retired, purged: what must not go live again. Takes the place of journal_yanked.
+    db.execute(
+        "CREATE INDEX journal_states ON journal (name, from_number, verb)"
+        " WHERE verb IN ('yank', 'retire', 'purge')"
+    )
+    db.execute("DROP INDEX journal_yanked")
+    db.execute("CREATE INDEX journal_described ON journal (name, seq) WHERE verb = 'describe'")
+    # Rows that came in a bundle keep their times, so the newest time is not always the last row's.
+    db.table("journal").create_index(["at"])
+    db.table("evals").create_index(["suite_name"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from inlay.errors import InputError
 from inlay.registry.canonical import digest_of_json
@@ -22,9 +22,13 @@ class BaseRef:
     source: str = ""
 
 
+State = Literal["active", "yanked", "retired", "purged"]
+"""Only what is active may be promoted, locked or rolled back to. The last that applies is named."""
+
+
 @dataclass(frozen=True)
 class Version:
-    """One immutable set of bytes of an adapter."""
+    """One immutable set of bytes of an adapter. `card` holds fields of the model card that came with it."""
 
     name: str
     number: int
@@ -39,11 +43,13 @@ class Version:
     created: str
     author: str
     why: str
-    yanked: bool
+    state: State
     base_mismatch: bool = False
     trained_on: Mapping[str, str] | None = None
     lineage: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    licence: str | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
     run: str | None = field(default=None, repr=False)
     folder: Callable[[str], Path] | None = field(default=None, repr=False, compare=False)
 
@@ -51,6 +57,11 @@ class Version:
     def ref(self) -> str:
         """`name@v3`."""
         return f"{self.name}@v{self.number}"
+
+    @property
+    def yanked(self) -> bool:
+        """Whether it was marked as bad."""
+        return self.state == "yanked"
 
     @property
     def path(self) -> Path:
@@ -97,13 +108,18 @@ class Lock:
     created: str
     author: str
     why: str
-    yanked: bool
+    state: State
     provenance: Mapping[str, Any] | None = None
 
     @property
     def ref(self) -> str:
         """`name@v3`."""
         return f"{self.name}@v{self.number}"
+
+    @property
+    def yanked(self) -> bool:
+        """Whether it was marked as bad."""
+        return self.state == "yanked"
 
 
 @dataclass(frozen=True)
@@ -136,7 +152,9 @@ class Drift:
 
 @dataclass(frozen=True)
 class NameRow:
-    """One line of a listing. `aliases` maps each alias to what it points to, or to "disabled"."""
+    """One line of a listing. `aliases` maps each alias to what it points to, or to "disabled"; `yanked`
+    counts.
+    """
 
     name: str
     kind: str
@@ -145,6 +163,28 @@ class NameRow:
     yanked: int
     owner: str
     created: str
+    description: str = ""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Described:
+    """What people say about one version or lock."""
+
+    description: str = ""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class About:
+    """What people say about a name, and about its versions or locks by number."""
+
+    name: str
+    kind: str
+    owner: str
+    description: str = ""
+    tags: tuple[str, ...] = ()
+    versions: Mapping[int, Described] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,7 +208,7 @@ class EvalRecord:
     `subject` is a digest or "base". `score`, `low`, `high` are fractions in the metric's own range, `low`
     and `high` the two-sided 95% interval. `outcomes` are in the suite's order. `protocol` is the digest of
     `protocol_detail` (template, few-shot, decoding, seed, dtype, quantisation). Device and library
-    versions are recorded, not keyed.
+    versions are recorded, not keyed. `id` orders them and pages through them; 0 where it is not kept.
     """
 
     subject: str
@@ -188,6 +228,7 @@ class EvalRecord:
     device: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
+    id: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.outcomes) != self.n or self.n < 1:

@@ -7,20 +7,20 @@ No torch here, and nothing of the siblings: statistics come in through `Registry
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 from inlay.errors import InputError
-from inlay.registry import adding, aliases, evidence, journal, locking, lookup, upkeep
+from inlay.registry import adding, aliases, describing, evidence, journal, listing, locking, lookup, upkeep
 from inlay.registry.canonical import whoami
 from inlay.registry.fingerprint import BaseFingerprint
 from inlay.registry.guards import Guard, Judge
 from inlay.registry.journal import Event
 from inlay.registry.names import check_alias, check_name
 from inlay.registry.recipes import Recipe
-from inlay.registry.records import Dependent, Drift, EvalRecord, Lock, NameRow, SuiteRow, Version
+from inlay.registry.records import About, Dependent, Drift, EvalRecord, Lock, NameRow, SuiteRow, Version
 from inlay.registry.store import Store, open_store
 
 
@@ -99,17 +99,65 @@ class Registry:
             accept_prompt_change=accept_prompt_change,
         )
 
-    def names(self, kind: str | None = None) -> list[NameRow]:
-        """Every name, or those of a kind ("adapter", "variant"), in alphabetical order."""
-        return lookup.names(self._store, kind)
+    def names(
+        self,
+        kind: str | None = None,
+        *,
+        tag: str | None = None,
+        owner: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> list[NameRow]:
+        """Names in alphabetical order: all, or those of a kind ("adapter", "variant"), with a tag (on the
+        name or on any version), of an owner; at most `limit` from behind the name `after`.
+        """
+        return listing.names(self._store, kind=kind, owner=owner, tag=tag, limit=limit, after=after)
 
-    def versions(self, name: str, *, limit: int | None = None) -> list[Version]:
-        """The versions of an adapter, newest first."""
-        return lookup.versions(self._store, name, limit)
+    def versions(
+        self, name: str, *, limit: int | None = None, before: int | None = None, tag: str | None = None
+    ) -> list[Version]:
+        """The versions of an adapter, newest first: at most `limit`, with a number below `before`, with a
+        tag.
+        """
+        numbers = None if tag is None else describing.numbers(self._store, name, tag)
+        return lookup.versions(self._store, name, limit=limit, before=before, numbers=numbers)
 
-    def locks(self, name: str, *, limit: int | None = None) -> list[Lock]:
-        """The locks of a variant, newest first."""
-        return lookup.locks(self._store, name, limit)
+    def locks(
+        self, name: str, *, limit: int | None = None, before: int | None = None, tag: str | None = None
+    ) -> list[Lock]:
+        """The locks of a variant, as `versions` lists those of an adapter."""
+        numbers = None if tag is None else describing.numbers(self._store, name, tag)
+        return lookup.locks(self._store, name, limit=limit, before=before, numbers=numbers)
+
+    def describe(
+        self,
+        ref: str,
+        *,
+        owner: str | None = None,
+        description: str | None = None,
+        tag: Sequence[str] = (),
+        untag: Sequence[str] = (),
+        why: str = "",
+        who: str | None = None,
+    ) -> Event | None:
+        """Say something about a name ("legal") or an exact version ("legal@v2"); None if it is said already.
+
+        Tags are words, `gdpr` or `stage=pilot`. An owner is of a name. Journaled; it moves nothing.
+        """
+        return describing.describe(
+            self._store,
+            ref,
+            owner=owner,
+            description=description,
+            tag=tag,
+            untag=untag,
+            why=why,
+            who=who or whoami(),
+        )
+
+    def about(self, name: str) -> About:
+        """Owner, description and tags of a name and of its versions or locks."""
+        return describing.about(self._store, name)
 
     def resolve(self, ref: str, *, at: str | datetime | None = None) -> Version | Lock:
         """What `ref` means, now or at a moment (ISO 8601; UTC where it has no zone).
@@ -291,17 +339,22 @@ class Registry:
         """The guard of an alias, None if it has none."""
         return aliases.guard_of(self._store, name, alias)
 
-    def journal(self, name: str | None = None, *, limit: int | None = None) -> list[Event]:
-        """The journal's rows about `name`, or all, newest first. `Event.sentence()` reads as English."""
+    def journal(
+        self, name: str | None = None, *, limit: int | None = None, before: int | None = None
+    ) -> list[Event]:
+        """The journal's rows about `name`, or all, newest first: at most `limit`, older than row `before`.
+
+        `Event.sentence()` reads as English.
+        """
         if name is not None:
             lookup.need_name(self._store, name)
-        return journal.events(self._store.db, name, limit=limit)
+        return journal.events(self._store.db, name, limit=limit, before=before)
 
     def journal_head(self) -> tuple[int, str]:
         """(seq, hash) of the newest row, to be kept elsewhere: `fsck(head)` then finds a cut or rewritten
         chain.
         """
-        return journal.head(self._store.db)[:2]
+        return journal.head(self._store.db)
 
     # What it scored
 
@@ -335,10 +388,19 @@ class Registry:
         base_weights: str | None = None,
         protocol: str | None = None,
         limit: int | None = None,
+        before: int | None = None,
     ) -> list[EvalRecord]:
-        """Scores, newest first. `subject` is a reference, a digest or "base"; `suite` a name or a digest."""
+        """Scores, newest first. `subject` is a reference, a digest or "base"; `suite` a name or a digest;
+        at most `limit`, older than the one whose `id` is `before`.
+        """
         return evidence.evals(
-            self._store, subject, suite, base_weights=base_weights, protocol=protocol, limit=limit
+            self._store,
+            subject,
+            suite,
+            base_weights=base_weights,
+            protocol=protocol,
+            limit=limit,
+            before=before,
         )
 
     def put_report(self, subject: str, kind: str, report: Mapping[str, Any]) -> str:
