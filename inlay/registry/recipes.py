@@ -137,9 +137,10 @@ def load_yaml(text: str, what: str) -> Any:
                     f"a {what} must not use anchors or aliases, line {_line(event)} does",
                     fix="write the value out",
                 )
-            if getattr(event, "tag", None):
+            tag = getattr(event, "tag", None)
+            if tag:  # a tag on a value that it does not fit makes the loader fail in ways of its own
                 raise InputError(
-                    f"a {what} must not use tags, line {_line(event)} has {event.tag[:60]!r}",
+                    f"the {what} is not sound YAML: tags are not read, line {_line(event)} has {tag[:60]!r}",
                     fix="write the plain value",
                 )
             if isinstance(event, yaml.CollectionStartEvent):
