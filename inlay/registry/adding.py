@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import BaseMismatch, InputError
-from inlay.registry import ingest, journal, lookup
-from inlay.registry.canonical import canonical, now
+from inlay.registry import ingest, journal, lookup, removing
+from inlay.registry.canonical import canonical, digest_of_file, now
 from inlay.registry.fingerprint import BaseFingerprint
 from inlay.registry.names import check_name
 from inlay.registry.records import BaseRef, Version
@@ -41,27 +41,33 @@ def add(
     trained_on = _trained_on(run)
     mismatch = _compare(trained_on, fingerprint, allow_base_mismatch, accept_prompt_change)
 
+    if removing.erased(store):  # only then is it worth hashing the weights before they are stored
+        removing.refuse_erased(store, [digest_of_file(checked.files[ingest.WEIGHTS])[0]])
     stored = {file: store.objects.put_file(path) for file, path in checked.files.items()}
     checked.refuse_changed()
     manifest = [{"path": f, "sha256": d, "size": s} for f, (d, s) in sorted(stored.items())]
-    digest = store.objects.put_bytes(canonical(manifest).encode())
+    texts = [canonical(manifest).encode(), _tensor_map(fingerprint)]
+    if run_text is not None:
+        texts.append(run_text.encode())
+    digest = store.objects.put_bytes(texts[0])
     existing = _existing(store, name, digest, fingerprint)
     if existing is not None:
         return existing
-    run_digest = store.objects.put_bytes(run_text.encode()) if run_text is not None else None
-    tensors = store.objects.put_bytes(_tensor_map(fingerprint))
+    kept = [digest, *(store.objects.put_bytes(text) for text in texts[1:])]
 
     with store.db.transaction():
         existing = _existing(store, name, digest, fingerprint)
         if existing is not None:
             return existing
+        removing.refuse_erased(store, [stored[ingest.WEIGHTS][0]])
+        _keep(store, checked, stored, dict(zip(kept, texts, strict=True)))
         make_name(store, name, "adapter", owner)
         number = lookup.latest(store, name) + 1
         row = {
             "name": name,
             "number": number,
             "digest": digest,
-            "base": base_id(store, fingerprint, tensors),
+            "base": base_id(store, fingerprint, kept[1]),
             "kind": checked.kind,
             "rank": checked.rank,
             "targets": canonical(list(checked.targets)),
@@ -70,12 +76,14 @@ def add(
             "size": sum(size for _, size in stored.values()),
             "trained_on": canonical(trained_on) if trained_on else None,
             "mismatch": int(mismatch),
-            "run": run_digest,
+            "run": kept[2] if run_text is not None else None,
             "lineage": lineage_text,
             "notes": canonical(list(checked.notes)),
             "author": who,
             "why": why,
             "created": now(),
+            "licence": checked.licence,
+            "card": canonical(dict(checked.card)) if checked.card else None,
         }
         version = store.db.insert("versions", row)
         for file, (file_digest, size) in stored.items():
@@ -83,11 +91,31 @@ def add(
                 "version_files", {"version": version, "path": file, "size": size, "digest": file_digest}
             )
         target = journal.Target(number, f"{name}@v{number}", digest)
-        detail = {"base": fingerprint.weights, **({"base_mismatch": dict(trained_on)} if mismatch else {})}
+        detail: dict[str, Any] = {
+            "base": fingerprint.weights,
+            "record": journal.seal(store.db, "versions", version),
+        }
+        if mismatch:
+            detail["base_mismatch"] = dict(trained_on)
         journal.append(store.db, who=who, verb="add", name=name, after=target, why=why, detail=detail)
         made = lookup.by_number(store, name, number)
     assert isinstance(made, Version)
     return made
+
+
+def _keep(
+    store: Store, checked: ingest.Checked, stored: dict[str, tuple[str, int]], texts: dict[str, bytes]
+) -> None:
+    """Store again what `gc` took between the storing and this transaction, which keeps it out from now on."""
+    missing = set(store.objects.missing([*(d for d, _ in stored.values()), *texts]))
+    for file, path in checked.files.items():
+        if stored[file][0] in missing:
+            store.objects.put_file(path)
+    for digest, text in texts.items():
+        if digest in missing:
+            store.objects.put_bytes(text)
+    if missing:
+        checked.refuse_changed()
 
 
 def make_name(store: Store, name: str, kind: str, owner: str) -> None:
@@ -145,6 +173,11 @@ def _existing(store: Store, name: str, digest: str, base: BaseFingerprint) -> Ve
         return None
     version = lookup.by_number(store, name, row["number"])
     assert isinstance(version, Version)
+    if version.state in ("retired", "purged"):
+        raise InputError(
+            f"these bytes are {version.ref} already, which was {version.state}",
+            fix="register them under another name" if version.state == "retired" else None,
+        )
     if version.base.weights != base.weights:
         raise BaseMismatch(
             f"these bytes are {version.ref} already, for the base {version.base.name} "

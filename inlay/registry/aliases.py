@@ -47,8 +47,10 @@ def promote(
         _check_expected(name, alias, expect, before)
         bad = locking.tainted(store, thing)
         if bad is not None:
-            said = "was yanked" if bad == thing.ref else f"contains {bad}, which was yanked"
-            raise InputError(f"{thing.ref} {said}, it cannot be promoted", fix="promote another version")
+            inside = "" if bad.ref == thing.ref else f"contains {bad.ref}, which "
+            raise InputError(
+                f"{thing.ref} {inside}was {bad.state}, it cannot be promoted", fix="promote another version"
+            )
         target = _target(thing)
         if last is not None and before == target:
             return last
@@ -143,7 +145,7 @@ def yank(
         raise InputError(f"an exact version is yanked, {ref!r} is an alias", fix="write name@v3")
     with store.db.transaction(dry_run=dry_run):
         thing = lookup.resolve(store, ref)
-        if thing.yanked:
+        if thing.state != "active":
             return []
         own = journal.append(store.db, who=who, verb="yank", name=thing.name, before=_target(thing), why=why)
         events = [own]
@@ -237,7 +239,8 @@ def _landing(
     bad = locking.tainted(store, _thing(store, name, found.target))
     if bad is not None:
         raise Conflict(
-            f"{found.to_ref} cannot be rolled back to: {bad} was yanked", fix="choose another version"
+            f"{found.to_ref} cannot be rolled back to: {bad.ref} was {bad.state}",
+            fix="choose another version",
         )
     return found
 
@@ -348,12 +351,8 @@ def _bare_base(store: Store, name: str, before: Target | None, why: str, who: st
 
 
 def _aliases_at(store: Store, thing: Version | Lock) -> list[str]:
-    rows = store.db.rows(
-        "SELECT alias, max(seq), to_number FROM journal WHERE moves = 1 AND name = ?"
-        " GROUP BY alias ORDER BY alias",
-        [thing.name],
-    )
-    return [row["alias"] for row in rows if row["to_number"] == thing.number]
+    moves = journal.live(store.db, [thing.name]).get(thing.name, {})
+    return [alias for alias, move in moves.items() if move.to_number == thing.number]
 
 
 def _check_expected(name: str, alias: str, expect: str | None, before: Target | None) -> None:

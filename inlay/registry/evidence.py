@@ -32,8 +32,8 @@ def put_suite(
     if not is_digest(digest):
         raise InputError(f"a suite has a digest, got {str(digest)[:80]!r}")
     n = sum(1 for line in items.split(b"\n") if line.strip())
-    stored = store.objects.put_bytes(items)
-    with store.db.transaction():
+    with store.db.transaction():  # `gc` is kept out between the object and its row
+        stored = store.objects.put_bytes(items)
         newest = store.db.row("SELECT * FROM suites WHERE name = ? ORDER BY id DESC LIMIT 1", [name])
         row = {
             "name": name,
@@ -92,7 +92,7 @@ def put_eval(store: Store, record: EvalRecord) -> EvalRecord:
                     f"{row['score']:.4f}, now with {record.score:.4f}; one key has one outcome",
                     fix="put what differs (device precision, seed) into the protocol",
                 )
-            return _eval(row)
+            return record_of(row)
         values: dict[str, Any] = {name: getattr(record, name) for name in _TEXTS}
         store.db.insert(
             "evals",
@@ -138,7 +138,7 @@ def evals(
         f"SELECT * FROM evals WHERE {where}id < ? ORDER BY id DESC LIMIT ?",
         [*conditions.values(), 2**62 if before is None else before, lookup.limit_of(limit)],
     )
-    return [_eval(row) for row in rows]
+    return [record_of(row) for row in rows]
 
 
 def subject_of(store: Store, subject: str) -> str:
@@ -152,8 +152,9 @@ def put_report(store: Store, subject: str, kind: str, report: Mapping[str, Any])
     """See `Registry.put_report`."""
     check_name(kind)
     digest = subject_of(store, subject)
-    stored = store.objects.put_bytes(canonical(report).encode())
-    with store.db.transaction():
+    written = canonical(report).encode()
+    with store.db.transaction():  # `gc` is kept out between the object and its row
+        stored = store.objects.put_bytes(written)
         store.db.insert("reports", {"subject": digest, "kind": kind, "object": stored, "created": now()})
     return stored
 
@@ -216,7 +217,7 @@ def _records(store: Store, subject: str, row: SuiteRow, candidate: Version | Loc
         " AND base_prompt = ? ORDER BY id DESC",
         [subject, row.digest, row.metric, candidate.base.weights, candidate.base.prompt],
     )
-    return [_eval(r) for r in rows]
+    return [record_of(r) for r in rows]
 
 
 def _pinned_suite(store: Store, name: str, digest: str | None) -> SuiteRow:
@@ -249,7 +250,8 @@ def _unpack(text: str) -> tuple[bool | float, ...]:
     return tuple(json.loads(text))
 
 
-def _eval(row: sqlite3.Row) -> EvalRecord:
+def record_of(row: sqlite3.Row) -> EvalRecord:
+    """The score in a row of the table."""
     return EvalRecord(
         **{name: row[name] for name in _TEXTS},
         protocol_detail=json.loads(row["protocol_detail"]),

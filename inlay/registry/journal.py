@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from inlay.errors import InputError
-from inlay.registry.canonical import PREFIX, canonical, digest_of, now, timestamp
+from inlay.registry.canonical import PREFIX, canonical, digest_of, digest_of_json, now, timestamp
 from inlay.registry.database import Database
 from inlay.registry.printable import printable
 
@@ -206,6 +206,22 @@ def append(
         f"INSERT INTO journal ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
     )
     return event(row)
+
+
+def seal(db: Database, table: str, identity: int) -> str:
+    """The digest of a row of "versions" or "locks" as it is stored, its base spelled out, for the row that
+    announces it: so the chain protects every column.
+    """
+    row = db.row(
+        f"SELECT t.*, b.weights AS base_weights, b.prompt AS base_prompt, b.source AS base_source"
+        f" FROM {table} t JOIN bases b ON b.id = t.base WHERE t.id = ?",
+        [identity],
+    )
+    assert row is not None
+    # Row ids differ between stores, and columns that later schemas add are left out while they are empty.
+    return digest_of_json(
+        {key: value for key, value in dict(row).items() if key not in ("id", "base") and value is not None}
+    )
 
 
 def row_hash(row: Mapping[str, Any] | sqlite3.Row) -> str:

@@ -89,8 +89,10 @@ def pin(store: Store, recipe: Recipe, *, routers: Mapping[str, str] | None) -> P
         if node.ref == BASE:
             return {"use": BASE, "weight": node.weight}
         found = lookup.resolve(store, node.ref)
-        if found.yanked:
-            raise InputError(f"{found.ref} was yanked, a new lock must not use it", fix="pin another version")
+        if found.state != "active":
+            raise InputError(
+                f"{found.ref} was {found.state}, a new lock must not use it", fix="pin another version"
+            )
         if isinstance(found, Version):
             versions[found.ref] = found
             return {"use": found.digest, "name": found.ref, "weight": node.weight}
@@ -212,7 +214,8 @@ def insert(
     for position, part in enumerate(_parts(store, tree)):
         store.db.insert("lock_members", {"lock": lock_id, "position": position, **part})
     target = journal.Target(number, f"{name}@v{number}", digest)
-    journal.append(store.db, who=who, verb="lock", name=name, after=target, why=why)
+    sealed = {"record": journal.seal(store.db, "locks", lock_id)}
+    journal.append(store.db, who=who, verb="lock", name=name, after=target, why=why, detail=sealed)
     return lookup.lock_by_id(store, lock_id)
 
 
@@ -248,19 +251,16 @@ def common_base(versions: tuple[Version, ...], fingerprint: BaseFingerprint | No
 
 def dependents(store: Store, thing: Version | Lock) -> list[Dependent]:
     """Live variant aliases whose current lock contains `thing`, at any depth, in alphabetical order."""
-    if isinstance(thing, Version):
-        column, table = "version", "versions"
-    else:
-        column, table = "used_lock", "locks"
+    column, table = ("version", "versions") if isinstance(thing, Version) else ("used_lock", "locks")
     rows = store.db.rows(
         f"""
-        WITH live AS (SELECT name, alias, max(seq) AS seq FROM journal WHERE moves = 1 GROUP BY name, alias)
-        SELECT DISTINCT j.name, j.alias, l.id FROM live
-        JOIN journal j ON j.seq = live.seq
-        JOIN locks l ON l.name = j.name AND l.number = j.to_number
-        JOIN lock_members m ON m.lock = l.id
-        JOIN {table} t ON t.id = m.{column}
-        WHERE t.name = ? AND t.number = ? ORDER BY j.name, j.alias""",
+        SELECT DISTINCT j.name, j.alias, l.id FROM {table} t
+        CROSS JOIN lock_members m ON m.{column} = t.id
+        CROSS JOIN locks l ON l.id = m.lock
+        CROSS JOIN journal j ON j.moves = 1 AND j.name = l.name AND j.to_number = l.number
+        WHERE t.name = ? AND t.number = ? AND j.seq = (SELECT k.seq FROM journal k
+            WHERE k.moves = 1 AND k.name = j.name AND k.alias = j.alias ORDER BY k.seq DESC LIMIT 1)
+        ORDER BY j.name, j.alias""",
         [thing.name, thing.number],
     )
     found = []
@@ -277,35 +277,35 @@ def contains(lock: Lock, things: set[tuple[str, int]]) -> bool:
     return any(_named(node) in things for _, node in _walk(lock.tree) if "name" in node)
 
 
-def tainted(store: Store, thing: Version | Lock) -> str | None:
-    """The ref of what was yanked in `thing`, itself or a member at any depth; None if nothing was."""
-    if thing.yanked:
-        return thing.ref
+def tainted(store: Store, thing: Version | Lock) -> Version | Lock | None:
+    """What in `thing`, itself or a member at any depth, was yanked, retired or purged; None if nothing
+    was.
+    """
+    if thing.state != "active":
+        return thing
     if isinstance(thing, Lock):
         for _, node in _walk(thing.tree):
             if "name" in node:
                 inner = lookup.by_number(store, *_named(node))
-                if inner is not None and inner.yanked:
-                    return inner.ref
+                if inner is not None and inner.state != "active":
+                    return inner
     return None
 
 
 def drifted(store: Store, name: str | None = None) -> list[Drift]:
     """Live variant aliases whose recipe would resolve to other versions now, in alphabetical order."""
     rows = store.db.rows(
-        """
-        WITH live AS (SELECT name, alias, max(seq) AS seq FROM journal WHERE moves = 1 GROUP BY name, alias)
-        SELECT j.name, j.alias, l.id FROM live JOIN journal j ON j.seq = live.seq
-        JOIN locks l ON l.name = j.name AND l.number = j.to_number
-        WHERE ?1 IS NULL OR j.name = ?1 ORDER BY j.name, j.alias""",
-        [name],
+        "SELECT name FROM names WHERE kind = 'variant' AND (?1 IS NULL OR name = ?1)", [name]
     )
     found = []
-    for row in rows:
-        lock = lookup.lock_by_id(store, row["id"])
-        changes = tuple(_changes(store, Recipe.of(_reread(lock.recipe)).compose, lock.tree))
-        if changes:
-            found.append(Drift(row["name"], row["alias"], lock, changes))
+    for variant, aliases in journal.live(store.db, [row["name"] for row in rows]).items():
+        for alias, move in aliases.items():
+            lock = lookup.by_number(store, variant, move.to_number) if move.to_number else None
+            if not isinstance(lock, Lock):
+                continue
+            changes = tuple(_changes(store, Recipe.of(_reread(lock.recipe)).compose, lock.tree))
+            if changes:
+                found.append(Drift(variant, alias, lock, changes))
     return found
 
 
@@ -388,7 +388,9 @@ def _through(lock: Lock, thing: Version | Lock) -> Iterator[Member]:
 def _refuse_tainted(store: Store, lock: Lock) -> None:
     bad = tainted(store, lock)
     if bad is not None:
-        raise InputError(f"{lock.ref} contains {bad}, which was yanked", fix="lock that variant again first")
+        raise InputError(
+            f"{lock.ref} contains {bad.ref}, which was {bad.state}", fix="lock that variant again first"
+        )
 
 
 def _refuse_other_kind(store: Store, name: str) -> None:

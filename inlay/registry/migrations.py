@@ -294,3 +294,5 @@ def m002_upkeep(db: Database) -> None:
     # Rows that came in a bundle keep their times, so the newest time is not always the last row's.
     db.table("journal").create_index(["at"])
     db.table("evals").create_index(["suite_name"])
+    # Whose bytes these are: what shares them may stop a purge.
+    db.table("version_files").create_index(["digest"])

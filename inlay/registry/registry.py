@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from inlay.errors import InputError
-from inlay.registry import adding, aliases, describing, evidence, journal, listing, locking, lookup, upkeep
+from inlay.registry import (
+    adding,
+    aliases,
+    describing,
+    evidence,
+    journal,
+    listing,
+    locking,
+    lookup,
+    removing,
+    upkeep,
+)
 from inlay.registry.canonical import whoami
 from inlay.registry.fingerprint import BaseFingerprint
 from inlay.registry.guards import Guard, Judge
@@ -321,6 +332,31 @@ class Registry:
             dry_run=dry_run,
             who=who or whoami(),
         )
+
+    def retire(
+        self, refs: str | Sequence[str], *, why: str, dry_run: bool = False, who: str | None = None
+    ) -> list[Event]:
+        """Give up exact versions or locks that never were live: `gc` may take their bytes, nothing new may
+        use them.
+
+        All or nothing. Raises Conflict that names an alias that one was live under, or a lock that needs
+        one and is not retired with it. Retiring what is retired does nothing.
+        """
+        named = [refs] if isinstance(refs, str) else list(refs)
+        return removing.retire(self._store, named, why=why, dry_run=dry_run, who=who or whoami())
+
+    def purge(
+        self, refs: str | Sequence[str], *, why: str, dry_run: bool = False, who: str | None = None
+    ) -> list[Event]:
+        """Erase the bytes of exact versions or locks because the law says they must go: weights, manifest,
+        training record, reports, and every folder made from them. A journaled tombstone stays, and the same
+        bytes are refused for good.
+
+        All or nothing. Raises Conflict where one is live now, or where a version that is not purged with it
+        has the same weights. Other stores, bundles, hubs and backups are not reached.
+        """
+        named = [refs] if isinstance(refs, str) else list(refs)
+        return removing.purge(self._store, named, why=why, dry_run=dry_run, who=who or whoami())
 
     def set_guard(
         self,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
 from inlay.errors import InputError, IntegrityError, StoreBusy
-from inlay.registry import journal, locking
-from inlay.registry.canonical import canonical, digest_of_file
+from inlay.registry import evidence, journal, locking, removing
+from inlay.registry.canonical import canonical, digest_of_file, digest_of_json
 from inlay.registry.store import Store
 
 GRACE_SECONDS = 24 * 3600.0
 _REFERENCES = """
-    SELECT digest, 'manifest of ' || name || '@v' || number AS what FROM versions
+    WITH gone (name, number) AS (SELECT name, from_number FROM journal WHERE verb IN ('retire', 'purge')),
+    kept AS (SELECT * FROM versions WHERE (name, number) NOT IN gone)
+    SELECT digest, 'manifest of ' || name || '@v' || number AS what FROM kept
     UNION ALL SELECT f.digest, f.path || ' of ' || v.name || '@v' || v.number
-        FROM version_files f JOIN versions v ON v.id = f.version
-    UNION ALL SELECT run, 'training record of ' || name || '@v' || number FROM versions WHERE run IS NOT NULL
+        FROM version_files f JOIN kept v ON v.id = f.version
+    UNION ALL SELECT run, 'training record of ' || name || '@v' || number FROM kept WHERE run IS NOT NULL
     UNION ALL SELECT tensors, 'tensor list of base ' || name FROM bases
     UNION ALL SELECT items, 'suite ' || name FROM suites
     UNION ALL SELECT object, kind || ' report ' || id FROM reports"""
@@ -50,27 +53,34 @@ def fsck(store: Store, head: tuple[int, str] | None = None) -> list[str]:
             continue
         if changed:
             found.append(f"{wanted.get(digest, 'an unused object')} has changed on the disk ({digest})")
+    found += [
+        f"{ref} was purged, its bytes are still in the store ({digest}): run `inlay gc`"
+        for digest, ref in removing.erased(store).items()
+        if digest in present
+    ]
     found += _manifests(store)
+    found += _evals(store)
     return found
 
 
 def gc(store: Store, *, dry_run: bool, grace: float) -> list[Path]:
     """Remove leftovers and objects that nothing refers to, older than `grace` seconds; returns what went (or
-    would).
+    would). What was purged goes at once.
 
-    Under the lock that every registration takes, so that nothing becomes referenced in between; an object
-    stored moments ago whose row is still to come is protected by the grace period.
+    Under the lock that every registration takes, so that nothing becomes referenced in between; a
+    registration whose objects went before its row stores them again. The grace period protects what has no
+    row yet, such as a router's weights.
     """
     if grace < 0:
         raise InputError(f"grace must not be negative, got {grace}")
     gone: list[Path] = []
     with store.db.transaction():
-        wanted, oldest = referenced(store), time.time() - grace
-        candidates = [path for digest, path in store.objects.all() if digest not in wanted]
-        candidates += store.objects.leftovers()
-        for path in candidates:
+        wanted, oldest, erased = referenced(store), time.time() - grace, removing.erased(store)
+        candidates = {path: digest in erased for digest, path in store.objects.all() if digest not in wanted}
+        candidates.update(dict.fromkeys(store.objects.leftovers(), False))
+        for path, at_once in candidates.items():
             try:
-                if path.stat().st_mtime <= oldest:
+                if at_once or path.stat().st_mtime <= oldest:
                     if not dry_run:
                         path.unlink()
                     gone.append(path)
@@ -82,11 +92,18 @@ def gc(store: Store, *, dry_run: bool, grace: float) -> list[Path]:
 
 
 def referenced(store: Store) -> dict[str, str]:
-    """Digest -> what it is, of every object that a row refers to."""
+    """Digest -> what it is, of every object that must be there: all that a row refers to, but for what was
+    retired or purged.
+    """
     wanted = {row["digest"]: row["what"] for row in store.db.rows(_REFERENCES)}
-    for row in store.db.rows("SELECT name, number, tree FROM locks WHERE tree LIKE '%\"router\"%'"):
+    for row in store.db.rows(
+        "SELECT name, number, tree FROM locks WHERE tree LIKE '%\"router\"%' AND (name, number) NOT IN"
+        " (SELECT name, from_number FROM journal WHERE verb IN ('retire', 'purge'))"
+    ):
         for digest in locking.routers_of(json.loads(row["tree"])):
             wanted[digest] = f"router of {row['name']}@v{row['number']}"
+    for digest in removing.erased(store):
+        wanted.pop(digest, None)
     return wanted
 
 
@@ -120,6 +137,13 @@ def _against_journal(store: Store) -> list[str]:
             f" WHERE j.verb = '{verb}' AND t.id IS NULL"
         ):
             found.append(f"{row['to_ref']}: the journal mentions it, its row is gone")
+        for row in store.db.rows(
+            f"SELECT t.id, j.to_ref, j.detail FROM {table} t JOIN journal j"
+            f" ON j.name = t.name AND j.verb = '{verb}' AND j.to_number = t.number"
+        ):
+            sealed = json.loads(row["detail"]).get("record")  # rows of schema 1 have none
+            if sealed is not None and sealed != journal.seal(store.db, table, row["id"]):
+                found.append(f"{row['to_ref']}: its record was edited after it was registered")
     return found
 
 
@@ -131,10 +155,37 @@ def _locks(store: Store) -> list[str]:
     return found
 
 
+def _evals(store: Store) -> list[str]:
+    """Scores against their keys and their outcomes. No chain protects them: whoever rewrites all of a row
+    consistently is not found here.
+    """
+    found = []
+    for row in store.db.connection.execute("SELECT * FROM evals ORDER BY id"):
+        try:
+            record = evidence.record_of(row)
+        except (InputError, ValueError, TypeError):
+            found.append(f"eval {row['id']} on {row['suite_name']}: its outcomes are not what its n says")
+            continue
+        if record.key != row["key"]:
+            found.append(f"eval {row['id']} on {row['suite_name']}: its columns are not what its key says")
+        elif digest_of_json(record.protocol_detail) != record.protocol:
+            found.append(f"eval {row['id']} on {row['suite_name']}: its protocol is not what its digest says")
+        elif not record.low <= record.score <= record.high:
+            found.append(f"eval {row['id']} on {row['suite_name']}: its score lies outside its interval")
+        elif all(isinstance(o, bool) for o in record.outcomes) and not math.isclose(
+            record.score, sum(record.outcomes) / record.n, abs_tol=1e-9
+        ):
+            found.append(f"eval {row['id']} on {row['suite_name']}: its score is not that of its outcomes")
+    return found
+
+
 def _manifests(store: Store) -> list[str]:
     """The rows of files against the manifests, whose bytes the versions' digests protect."""
     found = []
-    for row in store.db.rows("SELECT id, name, number, digest FROM versions"):
+    for row in store.db.rows(
+        "SELECT id, name, number, digest FROM versions WHERE (name, number) NOT IN"
+        " (SELECT name, from_number FROM journal WHERE verb IN ('retire', 'purge'))"
+    ):
         files = store.db.rows(
             "SELECT path, digest AS sha256, size FROM version_files WHERE version = ? ORDER BY path",
             [row["id"]],

@@ -1,0 +1,211 @@
+"""Letting bytes go: retire what never was live, purge what the law says must go. Numbers are never reused.
+
+Both are journal rows; the record of a version or lock, its number and its scores stay for ever. What was
+retired loses its claim on its objects and `gc` takes them in its time. What was purged loses its bytes now.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from inlay.errors import Conflict, InputError, StoreBusy
+from inlay.registry import journal, locking, lookup
+from inlay.registry.canonical import PREFIX
+from inlay.registry.ingest import WEIGHTS
+from inlay.registry.names import parse_reference
+from inlay.registry.records import Lock, Version
+from inlay.registry.store import Store
+
+
+def retire(store: Store, refs: Sequence[str], *, why: str, dry_run: bool, who: str) -> list[journal.Event]:
+    """See `Registry.retire`."""
+    _need(refs, why, "retired")
+    events = []
+    with store.db.transaction(dry_run=dry_run):
+        things = [_exact(store, ref) for ref in dict.fromkeys(refs)]
+        leaving = {(thing.name, thing.number) for thing in things}
+        for thing in things:
+            if thing.state in ("retired", "purged"):
+                continue
+            lived = store.db.row(
+                "SELECT alias, at FROM journal WHERE moves = 1 AND name = ? AND to_number = ? LIMIT 1",
+                [thing.name, thing.number],
+            )
+            if lived is not None:
+                raise Conflict(
+                    f"{thing.ref} was live as {thing.name}@{lived['alias']} on {lived['at'][:10]}, "
+                    "and what was live is kept",
+                    fix="yank it, so that it never is again; `inlay purge` erases what the law says must go",
+                )
+            for lock in _locks_with(store, thing):
+                if lock.state not in ("retired", "purged") and (lock.name, lock.number) not in leaving:
+                    raise Conflict(
+                        f"{thing.ref} is in {lock.ref}, which could not be loaded without it",
+                        fix=f"retire {lock.ref} with it",
+                    )
+            events.append(_append(store, "retire", thing, why, who, {}))
+    return events
+
+
+def purge(store: Store, refs: Sequence[str], *, why: str, dry_run: bool, who: str) -> list[journal.Event]:
+    """See `Registry.purge`."""
+    _need(refs, why, "purged")
+    events, gone = [], []
+    with store.db.transaction(dry_run=dry_run):
+        things = [_exact(store, ref) for ref in dict.fromkeys(refs)]
+        leaving = {(thing.name, thing.number) for thing in things}
+        for thing in things:
+            if thing.state == "purged":
+                gone.append(thing)
+                continue
+            _refuse_live(store, thing)
+            if isinstance(thing, Version):
+                _refuse_shared(store, thing, leaving)
+            detail = {"erased": _own_objects(store, thing)}
+            events.append(_append(store, "purge", thing, why, who, detail))
+            gone.append(thing)
+    if not dry_run:  # the tombstone is written: what a kill leaves lying now, `gc` finds and takes
+        _erase(store, gone)
+    return events
+
+
+def erased(store: Store) -> dict[str, str]:
+    """Digest -> ref, of the bytes that were purged and must not be in the store."""
+    found = {}
+    for row in store.db.rows("SELECT from_ref, detail FROM journal WHERE verb = 'purge' ORDER BY seq"):
+        found.update(dict.fromkeys(json.loads(row["detail"])["erased"], row["from_ref"]))
+    return found
+
+
+def refuse_erased(store: Store, digests: Sequence[str]) -> None:
+    """InputError if one of `digests` was purged: such bytes stay out, under any name."""
+    gone = erased(store)
+    ref = next((gone[digest] for digest in digests if digest in gone), None)
+    if ref is not None:
+        name, _, number = ref.rpartition("@v")
+        row = store.db.row(
+            "SELECT who, at, why FROM journal WHERE verb = 'purge' AND name = ? AND from_number = ?",
+            [name, int(number)],
+        )
+        assert row is not None
+        raise InputError(
+            f"these bytes were purged as {ref} by {row['who']} on {row['at'][:10]} ({row['why'][:200]}), "
+            "they may not come back",
+            fix="train it again without what had to go",
+        )
+
+
+def _exact(store: Store, ref: str) -> Version | Lock:
+    if parse_reference(ref).kind == "alias":
+        raise InputError(f"an exact version is meant here, {ref!r} is an alias", fix="write name@v3")
+    return lookup.resolve(store, ref)
+
+
+def _append(
+    store: Store, verb: str, thing: Version | Lock, why: str, who: str, detail: dict[str, Any]
+) -> journal.Event:
+    target = journal.Target(thing.number, thing.ref, thing.digest)
+    return journal.append(
+        store.db, who=who, verb=verb, name=thing.name, before=target, why=why, detail=detail
+    )
+
+
+def _refuse_live(store: Store, thing: Version | Lock) -> None:
+    moves = journal.live(store.db, [thing.name]).get(thing.name, {})
+    live = [f"{thing.name}@{alias}" for alias, move in moves.items() if move.to_number == thing.number]
+    live += [dependent.ref for dependent in locking.dependents(store, thing)]
+    if live:
+        raise Conflict(
+            f"{thing.ref} is live in {', '.join(live[:8])}{' …' if len(live) > 8 else ''}",
+            fix=f"take it out first: `inlay yank {thing.ref} --rollback-dependents --why …`",
+        )
+
+
+def _refuse_shared(store: Store, thing: Version, leaving: set[tuple[str, int]]) -> None:
+    """The weights must be gone for good, so everything that has them must go together."""
+    others = store.db.rows(
+        "SELECT DISTINCT v.name, v.number FROM version_files f JOIN version_files g ON g.digest = f.digest"
+        " JOIN versions v ON v.id = g.version WHERE f.path = ? AND f.version ="
+        " (SELECT id FROM versions WHERE name = ? AND number = ?)",
+        [WEIGHTS, thing.name, thing.number],
+    )
+    for row in others:
+        other = lookup.by_number(store, row["name"], row["number"])
+        if (row["name"], row["number"]) not in leaving and other is not None and other.state != "purged":
+            raise Conflict(
+                f"{other.ref} has the weights of {thing.ref} too, which would stay in the store",
+                fix=f"purge both: `inlay purge {thing.ref} {other.ref} --why …`",
+            )
+
+
+def _own_objects(store: Store, thing: Version | Lock) -> list[str]:
+    """The objects that are this thing and nobody else's: weights, manifest, training record, reports."""
+    own = {
+        row["object"] for row in store.db.rows("SELECT object FROM reports WHERE subject = ?", [thing.digest])
+    }
+    if isinstance(thing, Version):
+        own.add(thing.digest)
+        own.update(row["digest"] for row in _files(store, thing) if row["path"] == WEIGHTS)
+        if thing.run is not None:
+            others = store.db.row(
+                "SELECT count(*) AS n FROM versions WHERE run = ? AND digest <> ?", [thing.run, thing.digest]
+            )
+            if others is not None and others["n"] == 0:
+                own.add(thing.run)
+    return sorted(own)
+
+
+def _erase(store: Store, things: Sequence[Version | Lock]) -> None:
+    """Unlink what the purged things had and nothing else needs, and every folder made from them."""
+    from inlay.registry.upkeep import referenced
+
+    with store.db.transaction():  # no registration may come to need one of these files meanwhile
+        wanted = referenced(store)
+        for thing in things:
+            digests = set(_own_objects(store, thing))
+            if isinstance(thing, Version):
+                digests.update(row["digest"] for row in _files(store, thing))
+            else:
+                digests.update(locking.routers_of(thing.tree))
+            folders = [thing.digest, *(lock.digest for lock in _locks_with(store, thing))]
+            try:
+                for digest in digests - wanted.keys():
+                    store.objects.path(digest).unlink(missing_ok=True)
+                for digest in folders:
+                    folder = store.path / "exports" / digest[len(PREFIX) :]
+                    if folder.exists():
+                        shutil.rmtree(folder)
+            except OSError as error:
+                raise StoreBusy(
+                    f"{thing.ref} is purged, but a file of it could not be removed: {error.strerror}",
+                    fix="mend that and run `inlay gc`, which removes it",
+                ) from None
+
+
+def _files(store: Store, thing: Version) -> list[Any]:
+    return store.db.rows(
+        "SELECT f.path, f.digest FROM version_files f JOIN versions v ON v.id = f.version"
+        " WHERE v.name = ? AND v.number = ?",
+        [thing.name, thing.number],
+    )
+
+
+def _locks_with(store: Store, thing: Version | Lock) -> list[Lock]:
+    """Every lock that contains `thing`, at any depth."""
+    column, table = ("version", "versions") if isinstance(thing, Version) else ("used_lock", "locks")
+    rows = store.db.rows(
+        f"SELECT DISTINCT m.lock FROM lock_members m JOIN {table} t ON t.id = m.{column}"
+        " WHERE t.name = ? AND t.number = ? ORDER BY m.lock",
+        [thing.name, thing.number],
+    )
+    return [lookup.lock_by_id(store, row["lock"]) for row in rows]
+
+
+def _need(refs: Sequence[str], why: str, what: str) -> None:
+    if not refs:
+        raise InputError(f"nothing was named to be {what}", fix="name one or more exact versions")
+    if not why.strip():
+        raise InputError("a reason that others can read later is needed", fix="give why")
