@@ -22,6 +22,7 @@ from inlay.errors import (
 
 if TYPE_CHECKING:
     from inlay.composer import ComposedModel, compose, forgetting, read_adapter
+    from inlay.composer.export import export
     from inlay.evals import EvalResult, ForgettingReport, Suite
     from inlay.registry import Lock, Registry, Version
     from inlay.trainers import TrainResult, train
@@ -38,6 +39,7 @@ _HOMES = {
     "ComposedModel": "inlay.composer",
     "compose": "inlay.composer",
     "evaluate": "inlay.composer",
+    "export": "inlay.composer.export",
     "forgetting": "inlay.composer",
     "read_adapter": "inlay.composer",
     "TrainResult": "inlay.trainers",
@@ -63,6 +65,7 @@ __all__ = [
     "Version",
     "compose",
     "evaluate",
+    "export",
     "forgetting",
     "read_adapter",
     "train",

@@ -6,6 +6,7 @@ bank.py      the one layer that runs composed adapters
 model.py     a reference or a recipe becomes a model that answers
 locking.py   a recipe becomes a lock, its routers fitted
 measure.py   scores and forgetting of composed models
+export.py    a stack leaves as one plain PEFT adapter
 routers/     what chooses an expert for a request
 """
 

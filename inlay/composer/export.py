@@ -1,0 +1,223 @@
+"""A stack leaves as one plain PEFT adapter, which whatever reads a LoRA reads alike.
+
+    A = [A₁; …; A_k], B = [g₁B₁, …, g_kB_k] per module, so that B @ A is the sum of the weighted deltas
+
+All scaling is in B, every module has the same rank (padded with zeros), and the configuration says nothing
+that a reader could take in two ways: lora_alpha == r, no rsLoRA, no patterns, no bias, modules by name.
+A route chooses for each request and has no such form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inlay.composer.factors import Adapter, read_adapter
+from inlay.composer.plan import Plan, make_plan
+from inlay.errors import InputError, StoreBusy
+from inlay.registry import Lock, Registry, Version
+
+if TYPE_CHECKING:
+    import torch
+
+    from inlay.composer.model import ComposedModel
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+Factors = dict[str, tuple["torch.Tensor", "torch.Tensor"]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. `rank` is that of every module; `nbytes` the size of the weights' file; `members` the
+    exported versions with the weight of each."""
+
+    folder: Path
+    ref: str
+    rank: int
+    modules: int
+    parameters: int
+    nbytes: int
+    members: tuple[tuple[str, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `inlay export --json` prints it."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """The sum to be written: summed factors, the base they are for, and what PEFT has to know of it."""
+
+    ref: str
+    factors: Factors
+    members: tuple[tuple[str, float], ...]
+    base: str | None = None
+    task: str | None = "CAUSAL_LM"
+    fan_in_fan_out: bool = False
+    base_tensors: Mapping[str, Any] | None = None
+
+
+def export(
+    what: str | Lock | Version | Plan | Adapter | ComposedModel,
+    folder: str | Path,
+    *,
+    store: Registry | str | Path | None = None,
+) -> Exported:
+    """Write `what` into `folder` as one PEFT LoRA in float32: adapter_config.json, adapter_model.safetensors.
+
+    The folder must not exist, or be empty; it appears whole or not at all. The same input gives the same
+    bytes. Raises InputError for a route, a merge, a member without exact factors or a folder that holds
+    something, ReferenceNotFound, IntegrityError, StoreBusy where the folder cannot be written.
+    """
+    target = Path(folder).expanduser()
+    _refuse_taken(target)
+    summed = _summed(what, store)
+    if not summed.factors:
+        raise InputError(
+            f"{summed.ref} adds nothing to its base, so there is nothing to export",
+            fix="export what has an adapter of a weight other than 0",
+        )
+    rank = max(int(a.shape[0]) for a, _ in summed.factors.values())
+    tensors = _padded(summed.factors, rank)
+    config = json.dumps(_config(summed, rank), indent=2, sort_keys=True) + "\n"
+    nbytes = _write(target, config, tensors)
+    return Exported(
+        folder=target,
+        ref=summed.ref,
+        rank=rank,
+        modules=len(summed.factors),
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        nbytes=nbytes,
+        members=summed.members,
+    )
+
+
+def _summed(what: Any, store: Registry | str | Path | None) -> _Sum:
+    if isinstance(what, Adapter):
+        return _Sum(what.name, dict(what.factors), ((what.name, 1.0),))
+    if not isinstance(what, str | Lock | Version | Plan):
+        what, store = what.plan, what.store  # a composed model knows both
+    registry = store if isinstance(store, Registry) else Registry.open(store)
+    plan = what
+    if not isinstance(plan, Plan):
+        plan = make_plan(registry, registry.resolve(plan) if isinstance(plan, str) else plan)
+    if plan.routed:
+        places = ", ".join(route.path or "the root" for route in plan.routes)
+        raise InputError(
+            f"{plan.ref} routes at {places}: it chooses an adapter for each request, and one adapter cannot",
+            fix="serve it with Inlay, or export its experts one by one",
+        )
+    used = [(slot.version, gate) for slot, gate in zip(plan.slots, plan.gate(), strict=True) if gate]
+    configs = [json.loads(registry.read_file(version, CONFIG)) for version, _ in used]
+    tasks = {config.get("task_type") for config in configs}
+    return _Sum(
+        ref=plan.ref,
+        factors=_stacked([(read_adapter(version, store=registry), gate) for version, gate in used]),
+        members=tuple((version.ref, gate) for version, gate in used),
+        base=plan.base.name,
+        task=tasks.pop() if len(tasks) == 1 else "CAUSAL_LM",
+        fan_in_fan_out=any(config.get("fan_in_fan_out") for config in configs),
+        base_tensors=registry.base_tensors(plan.base.weights),
+    )
+
+
+def _stacked(members: list[tuple[Adapter, float]]) -> Factors:
+    """Module -> (A (Σr, in), B (out, Σr)), float32."""
+    import torch
+
+    rows: dict[str, list[torch.Tensor]] = {}
+    columns: dict[str, list[torch.Tensor]] = {}
+    for adapter, gate in members:
+        for module, (a, b) in adapter.factors.items():
+            rows.setdefault(module, []).append(a.float())
+            columns.setdefault(module, []).append(b.float() * gate)
+    return {module: (torch.cat(rows[module]), torch.cat(columns[module], dim=1)) for module in sorted(rows)}
+
+
+def _padded(factors: Factors, rank: int) -> dict[str, torch.Tensor]:
+    """PEFT's keys -> tensors, every module at `rank`: further rows of A and columns of B are zero."""
+    from torch.nn.functional import pad
+
+    tensors = {}
+    for module, (a, b) in factors.items():
+        missing = rank - int(a.shape[0])
+        prefix = f"base_model.model.{module}"
+        tensors[f"{prefix}.lora_A.weight"] = pad(a.float(), (0, 0, 0, missing)).contiguous()
+        tensors[f"{prefix}.lora_B.weight"] = pad(b.float(), (0, missing)).contiguous()
+    return tensors
+
+
+def _config(summed: _Sum, rank: int) -> dict[str, Any]:
+    return {
+        "alpha_pattern": {},
+        "base_model_name_or_path": summed.base,
+        "bias": "none",
+        "fan_in_fan_out": summed.fan_in_fan_out,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": {},
+        "target_modules": _target_modules(sorted(summed.factors), summed.base_tensors),
+        "task_type": summed.task,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def _target_modules(modules: list[str], base: Mapping[str, Any] | None) -> list[str]:
+    """The modules' last names where those mean exactly these modules of the base, else their whole names.
+
+    Engines know last names ("q_proj"); PEFT would adapt every module that has one of them.
+    """
+    leaves = sorted({module.rpartition(".")[2] for module in modules})
+    meant = [
+        name
+        for name in base or ()
+        if name.removesuffix(".weight").rpartition(".")[2] in leaves and name.endswith(".weight")
+    ]
+    return leaves if len(meant) == len(modules) else modules
+
+
+def _refuse_taken(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() or folder.is_symlink():
+        raise InputError(
+            f"an export needs a folder of its own, and {str(folder)!r} holds something already",
+            fix="name a new one",
+        )
+
+
+def _write(folder: Path, config: str, tensors: dict[str, torch.Tensor]) -> int:
+    """Both files in one step; the size of the weights."""
+    from safetensors.torch import save_file
+
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        (temporary / CONFIG).write_text(config, encoding="utf-8")
+        # One key of metadata only: with more, their order in the file would differ from run to run.
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        nbytes = (temporary / WEIGHTS).stat().st_size
+        temporary.chmod(0o755)
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise StoreBusy(
+            f"cannot write {str(folder)!r}: {error.strerror}", fix="check the disk and its permissions"
+        ) from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return nbytes
