@@ -30,11 +30,12 @@ MAX_CONFIG = 4 << 20
 MAX_TEXT = 16 << 20
 MAX_WEIGHTS = 64 << 30
 
-_CONVERT = (
+CONVERT = (
     'python -c "import torch, safetensors.torch as s; '
     "t = torch.load('adapter_model.bin', map_location='cpu', weights_only=True); "
     "s.save_file({k: v.contiguous() for k, v in t.items()}, 'adapter_model.safetensors')\""
 )
+"""What turns a pickle of weights into safetensors, run beside it."""
 
 # Initialisations whose saved factors are relative to an altered base: exact only after conversion (composer).
 _ALTERS_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -117,7 +118,7 @@ def check(folder: str | Path, base: BaseFingerprint) -> Checked:
             raise InputError(
                 f"weights must be safetensors, {str(folder)!r} has only {pickles[0]}, "
                 "and a pickle runs code when it is read",
-                fix=f"convert it in that folder: {_CONVERT}",
+                fix=f"convert it in that folder: {CONVERT}",
             )
     for needed in (CONFIG, WEIGHTS):
         if needed not in names:
