@@ -186,6 +186,14 @@ def guard_of(store: Store, name: str, alias: str) -> Guard | None:
     return Guard.of(written) if written else None
 
 
+def verdict(store: Store, ref: str, alias: str, *, judge: Judge | None) -> Verdict | None:
+    """See `Registry.verdict`."""
+    check_alias(alias)
+    thing = lookup.resolve(store, ref)
+    last = journal.newest_move(store.db, thing.name, alias)
+    return _judge(store, thing, alias, last.target if last else None, judge, force=False)
+
+
 def _judge(
     store: Store, thing: Version | Lock, alias: str, before: Target | None, judge: Judge | None, force: bool
 ) -> Verdict | None:

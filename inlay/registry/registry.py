@@ -27,7 +27,7 @@ from inlay.registry import (
 )
 from inlay.registry.canonical import whoami
 from inlay.registry.fingerprint import BaseFingerprint
-from inlay.registry.guards import Guard, Judge
+from inlay.registry.guards import Guard, Judge, Verdict
 from inlay.registry.journal import Event
 from inlay.registry.names import check_alias, check_name
 from inlay.registry.recipes import Recipe
@@ -374,6 +374,13 @@ class Registry:
     def guard(self, name: str, alias: str) -> Guard | None:
         """The guard of an alias, None if it has none."""
         return aliases.guard_of(self._store, name, alias)
+
+    def verdict(self, ref: str, alias: str) -> Verdict | None:
+        """What the judge says now about pointing `alias` to what `ref` means; None where nothing guards it.
+
+        Nothing is written: `promote` is what journals a verdict.
+        """
+        return aliases.verdict(self._store, ref, alias, judge=type(self).judge)
 
     def journal(
         self, name: str | None = None, *, limit: int | None = None, before: int | None = None
