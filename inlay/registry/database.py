@@ -8,6 +8,7 @@ that reads a maximum and then inserts loses the race (375 of 400 times with eigh
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import threading
 import time
@@ -24,10 +25,20 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 20.0
 _BUSY_WORDS = ("locked", "busy", "readonly", "read-only", "disk is full", "disk i/o", "unable to open")
+_ATTEMPTS = 5
+
+Stamp = tuple[int, ...]
+"""What tells that a file was written to: inode, size and mtime in ns of it and of its -wal."""
 
 
 class Database:
-    """The open file. Threads may share it; each statement or transaction is one at a time."""
+    """The open file. Threads may share it; each statement or transaction is one at a time.
+
+    Where nobody may write (a read-only disk, another's folder), it is read all the same. SQLite needs a -shm
+    beside a WAL database; where that is missing and cannot be made, the file is opened as immutable, which
+    takes no locks. That is sound as long as no one writes, so every read checks before and after that
+    neither the file nor a -wal changed (https://www.sqlite.org/wal.html#read_only_databases).
+    """
 
     def __init__(self, path: Path, *, create: bool = False, check: bool = True) -> None:
         """Open `path`; make it where `create` and it is not there; bring its schema up to date.
@@ -37,17 +48,12 @@ class Database:
         """
         self.path = path
         self._lock = threading.RLock()
+        self._unlocked: Stamp | None = None
+        self._proven_writable = False
         with _as_our_errors(path):
-            mode = "rwc" if create else "rw"
-            self.connection = sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode={mode}",
-                uri=True,
-                timeout=WAIT_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
-            )
+            found = self._connect(create=create)
         try:
-            self._prepare()
+            self._bring_up_to_date(found)
             if check:
                 missing = self.missing_triggers()
                 if missing:
@@ -59,17 +65,45 @@ class Database:
             self.connection.close()
             raise
 
-    def _prepare(self) -> None:
+    def _connect(self, *, create: bool = False) -> int:
+        """Open the file as it can be opened; its schema's number."""
+        self._unlocked = None
+        self.connection = self._open("mode=rwc" if create else "mode=rw")
+        try:
+            return self._schema()  # the first look at the file, which is where a -shm is needed
+        except sqlite3.DatabaseError as error:
+            self.connection.close()
+            before = self._stamp()
+            if not isinstance(error, sqlite3.OperationalError) or self._may_write() or self._logged():
+                raise
+        self.connection = self._open("mode=ro&immutable=1")
+        self._unlocked = before
+        return self._schema()
+
+    def _open(self, query: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"{self.path.resolve().as_uri()}?{query}",
+            uri=True,
+            timeout=WAIT_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA recursive_triggers=ON")  # so that REPLACE fires the delete triggers
+        return connection
+
+    def _bring_up_to_date(self, found: int) -> None:
         with _as_our_errors(self.path):
-            self.connection.row_factory = sqlite3.Row
-            self.connection.execute("PRAGMA foreign_keys=ON")
-            self.connection.execute(
-                "PRAGMA recursive_triggers=ON"
-            )  # so that REPLACE fires the delete triggers
-            found = self._schema()
             if found == migrations.SCHEMA:
                 return
             if found < migrations.SCHEMA:
+                if not self._may_write():
+                    raise StoreBusy(
+                        f"the registry {str(self.path)!r} has schema {found} and must be brought up to "
+                        f"{migrations.SCHEMA}, which needs leave to write",
+                        fix="run `inlay ls` once as somebody who may write to it",
+                    )
                 self._use_wal()
                 self._migrate()
                 found = self._schema()
@@ -79,6 +113,30 @@ class Database:
                     f"this Inlay knows up to {migrations.SCHEMA}",
                     fix="upgrade with `pip install -U inlay`, or open it with the Inlay that wrote it",
                 )
+
+    def _may_write(self) -> bool:
+        """Whether this process could write to the file and make a -wal beside it."""
+        effective = os.access in os.supports_effective_ids
+        return all(
+            os.access(path, os.W_OK, effective_ids=effective) for path in (self.path, self.path.parent)
+        )
+
+    def _logged(self) -> bool:
+        """Whether there is a -wal with something in it, which an immutable connection would not see."""
+        try:
+            return os.stat(f"{self.path}-wal").st_size > 0
+        except FileNotFoundError:
+            return False
+
+    def _stamp(self) -> Stamp:
+        found: list[int] = []
+        for path in (self.path, f"{self.path}-wal"):
+            try:
+                status = os.stat(path)
+                found += (status.st_ino, status.st_size, status.st_mtime_ns)
+            except FileNotFoundError:
+                found.append(-1)
+        return tuple(found)
 
     def _schema(self) -> int:
         return int(self.connection.execute("PRAGMA user_version").fetchone()[0])
@@ -103,6 +161,7 @@ class Database:
     def _migrate(self) -> None:
         import sqlite_utils
 
+        self._proven_writable = True  # there may be no table to prove it on; this transaction itself does
         with self.transaction():
             if self._schema() < migrations.SCHEMA:  # another process may have been quicker
                 db = sqlite_utils.Database(self.connection, execute_plugins=False)
@@ -120,12 +179,36 @@ class Database:
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """All rows of a SELECT."""
         with self._lock, _as_our_errors(self.path):
+            if self._unlocked is not None:
+                return self._rows_without_locks(sql, parameters)
             return self.connection.execute(sql, parameters).fetchall()
 
     def row(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
         """The first row of a SELECT, or None."""
         with self._lock, _as_our_errors(self.path):
+            if self._unlocked is not None:
+                return next(iter(self._rows_without_locks(sql, parameters)), None)
             return self.connection.execute(sql, parameters).fetchone()
+
+    def _rows_without_locks(self, sql: str, parameters: Sequence[Any]) -> list[sqlite3.Row]:
+        """Rows that were read while nobody wrote; where somebody did, the file is opened anew and read
+        again.
+        """
+        for _ in range(_ATTEMPTS):
+            if self._unlocked is not None and self._stamp() != self._unlocked:
+                if self.connection.in_transaction:  # its earlier SELECTs saw the file as it was
+                    break
+                self.connection.close()
+                self._connect()
+            try:
+                found = self.connection.execute(sql, parameters).fetchall()
+            except sqlite3.DatabaseError:
+                if self._unlocked is None or self._stamp() == self._unlocked:
+                    raise
+                continue
+            if self._unlocked is None or self._stamp() == self._unlocked:
+                return found
+        raise StoreBusy(f"the registry {str(self.path)!r} was written to while it was read", fix="try again")
 
     @contextlib.contextmanager
     def transaction(self, *, dry_run: bool = False) -> Iterator[None]:
@@ -134,14 +217,25 @@ class Database:
             if self.connection.in_transaction:
                 yield
                 return
-            self.connection.execute("BEGIN IMMEDIATE")
             try:
+                self.connection.execute("BEGIN IMMEDIATE")
+                self._prove_writable()
                 yield
+                self.connection.execute("ROLLBACK" if dry_run else "COMMIT")
             except BaseException:
+                # Also where COMMIT failed, on a full disk: left open, the next transaction would become
+                # part of this one.
                 if self.connection.in_transaction:
                     self.connection.execute("ROLLBACK")
                 raise
-            self.connection.execute("ROLLBACK" if dry_run else "COMMIT")
+
+    def _prove_writable(self) -> None:
+        """Raise SQLite's error where the file can only be read: there BEGIN IMMEDIATE takes no lock and says
+        nothing, and whoever relies on the lock (`gc`) would be without it.
+        """
+        if not self._proven_writable:
+            self.connection.execute("DELETE FROM names WHERE 0")
+            self._proven_writable = True
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:

@@ -5,14 +5,22 @@
 
 A file is written under tmp, flushed to the disk, renamed into place, and its folder flushed, so that a
 name is there only with all of its bytes. A mode is no proof: every read hashes again.
+
+A file on its way in is locked (flock) by its writer, so that a leftover can be told from a file that is
+being written, however young or old: the lock goes with the process. It is made and locked while the folder
+is locked as well, shared among writers; whoever looks for leftovers locks the folder for itself, and so
+never sees one made but not locked yet.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from inlay.errors import InputError, IntegrityError, StoreBusy
 from inlay.registry.canonical import PREFIX, digest_of, digest_of_file, is_digest
@@ -55,6 +63,16 @@ class Objects:
                 incoming.settle(digest)
         return digest, size
 
+    def put_stream(self, source: IO[bytes], digest: str, *, what: str = "object") -> int:
+        """Copy in what `source` reads, return its size; IntegrityError unless it has `digest`."""
+        with _Incoming(self) as incoming:
+            found, size = digest_of_file(source, incoming.write)
+            if found != digest:
+                raise IntegrityError(f"{what} does not have the bytes that its name says ({digest})")
+            if not self._there(digest, size):
+                incoming.settle(digest)
+        return size
+
     def read(self, digest: str, *, what: str = "object") -> bytes:
         """The bytes with `digest`, hashed again; IntegrityError names `what` if they are gone or changed."""
         path = self.path(digest)
@@ -96,9 +114,25 @@ class Objects:
             for path in sorted(folder.glob("??/*")):
                 yield PREFIX + path.name, path
 
+    def missing(self, digests: Iterable[str]) -> list[str]:
+        """Those of `digests` without an object, once each, in their order. Looks at names, not at bytes."""
+        return [digest for digest in dict.fromkeys(digests) if not self.path(digest).is_file()]
+
     def leftovers(self) -> list[Path]:
-        """Files that a killed process left on their way in."""
-        return sorted(self.temporary.glob("*")) if self.temporary.is_dir() else []
+        """Files that a killed process left on their way in; none that somebody is writing now.
+
+        Nobody opens one of them again, so they may be removed at any later time. Raises StoreBusy where they
+        cannot be looked at.
+        """
+        try:
+            with _locked(self.temporary, fcntl.LOCK_EX):
+                return [path for path in sorted(self.temporary.iterdir()) if not _is_being_written(path)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreBusy(
+                f"cannot look at {str(self.temporary)!r}: {error.strerror}", fix="check its permissions"
+            ) from None
 
     def _there(self, digest: str, size: int) -> bool:
         """Whether the bytes are there, whole. A broken copy is not: storing the good bytes again heals it."""
@@ -123,8 +157,12 @@ class _Incoming:
     def __enter__(self) -> _Incoming:
         try:
             self._objects.temporary.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with _locked(self._objects.temporary, fcntl.LOCK_SH):
+                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if self._descriptor >= 0:
+                self.__exit__()
             raise StoreBusy(
                 f"cannot write to the store: {error.strerror}", fix="check the disk, try again"
             ) from None
@@ -159,6 +197,33 @@ class _Incoming:
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
         self._path.unlink(missing_ok=True)  # gone already where it was settled
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """`folder` locked among processes, for as long as this takes; waits for its turn."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_being_written(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (FileNotFoundError, PermissionError):
+        return True  # settled a moment ago; another account's, so nothing can be known
+    except OSError:
+        return False  # a link or something else that no writer makes
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def flush_folder(folder: Path) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from inlay.errors import InputError, IntegrityError, StoreBusy
-from inlay.registry.canonical import PREFIX
+from inlay.registry.canonical import PREFIX, digest_of
 from inlay.registry.database import Database
+from inlay.registry.fingerprint import cache_dir
 from inlay.registry.objects import Objects
 
 FOLDER = "adapters_store"
 FILE = "registry.db"
+STALE_SECONDS = 3600.0
+_NOT_MINE_TO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -35,33 +40,23 @@ class Files:
 
     def folder(self, digest: str) -> Path:
         """`exports/<hex>/` with the version's files under their own names, as relative links into the
-        objects.
+        objects; where the store can only be read, a folder of whole links in the cache.
 
         Every file is hashed again before the folder is handed out. A cache: it may be deleted at any time.
         """
         files = {str(f["path"]): self._sound(str(f["path"]), str(f["sha256"])) for f in self.manifest(digest)}
         folder = self.path / "exports" / digest[len(PREFIX) :]
-        links = {name: os.path.relpath(path, folder) for name, path in files.items()}
-        if folder.is_dir() and {p.name: _link(p) for p in folder.iterdir()} == links:
-            return folder
-        temporary = folder.with_name(f"tmp-{secrets.token_hex(8)}")
         try:
-            temporary.mkdir(parents=True)
-            for name, link in links.items():
-                os.symlink(link, temporary / name)
-            if folder.exists():  # somebody changed the cache: out of the way with it, in one step
-                os.replace(folder, stale := temporary.with_name(f"{temporary.name}-stale"))
-                shutil.rmtree(stale, ignore_errors=True)
-            os.replace(temporary, folder)
+            return _folder_of_links(folder, {n: os.path.relpath(p, folder) for n, p in files.items()})
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if folder.is_dir() and {p.name: _link(p) for p in folder.iterdir()} == links:
-                return folder  # another process was quicker
-            raise StoreBusy(
-                f"cannot write {str(folder.parent)!r}: {error.strerror}",
-                fix="check the disk and its permissions",
-            ) from None
-        return folder
+            if error.errno not in _NOT_MINE_TO_WRITE:
+                raise _unwritable(folder, error) from None
+        store = self.path.resolve()
+        folder = cache_dir() / "exports" / digest_of(str(store))[len(PREFIX) :][:16] / folder.name
+        try:
+            return _folder_of_links(folder, {n: str(p.resolve()) for n, p in files.items()})
+        except OSError as error:
+            raise _unwritable(folder, error) from None
 
     def _sound(self, name: str, digest: str) -> Path:
         return self.objects.verify(digest, what=f"file {name!r}")
@@ -84,8 +79,54 @@ class Store(Files):
     db: Database
 
 
+def _folder_of_links(folder: Path, links: dict[str, str]) -> Path:
+    """`folder` holding these links and nothing else, made in one step; OSError where it cannot be."""
+    if _holds(folder, links):
+        return folder
+    temporary = folder.with_name(f"tmp-{secrets.token_hex(8)}")
+    try:
+        temporary.mkdir(parents=True)
+        for name, link in links.items():
+            os.symlink(link, temporary / name)
+        if folder.exists():  # somebody changed the cache: out of the way with it, in one step
+            os.replace(folder, stale := temporary.with_name(f"{temporary.name}-stale"))
+            shutil.rmtree(stale, ignore_errors=True)
+        os.replace(temporary, folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if _holds(folder, links):
+            return folder  # another process was quicker
+        raise
+    _remove_stale(folder.parent)
+    return folder
+
+
+def _holds(folder: Path, links: dict[str, str]) -> bool:
+    try:
+        return {entry.name: _link(entry) for entry in folder.iterdir()} == links
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def _link(path: Path) -> str | None:
     return os.readlink(path) if path.is_symlink() else None
+
+
+def _remove_stale(exports: Path) -> None:
+    """Remove what processes killed in the middle of making a folder left here, when nobody can be at it."""
+    for left in exports.glob("tmp-*"):
+        try:
+            old = left.stat().st_mtime < time.time() - STALE_SECONDS
+        except FileNotFoundError:
+            continue  # its maker has finished
+        if old:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _unwritable(folder: Path, error: OSError) -> StoreBusy:
+    return StoreBusy(
+        f"cannot write {str(folder.parent)!r}: {error.strerror}", fix="check the disk and its permissions"
+    )
 
 
 def find(path: str | Path | None, *, create: bool) -> Path:

@@ -48,8 +48,8 @@ def test_the_schema_is_strict_and_journaled_ahead(registry: Registry) -> None:
     assert connection.execute("PRAGMA recursive_triggers").fetchone()[0] == 1
     assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2
     applied = connection.execute("SELECT migration_set, name FROM _sqlite_migrations").fetchall()
-    assert [tuple(row) for row in applied] == [("inlay", "m001_registry")]
-    assert len(applied) == migrations.SCHEMA
+    assert [row["migration_set"] for row in applied] == ["inlay"] * migrations.SCHEMA
+    assert [int(row["name"][1:4]) for row in applied] == list(range(1, migrations.SCHEMA + 1))
 
 
 def test_opening_a_current_store_needs_no_sqlite_utils(registry: Registry) -> None:
@@ -65,9 +65,9 @@ def test_opening_a_current_store_needs_no_sqlite_utils(registry: Registry) -> No
 def test_a_newer_database_is_refused_with_what_to_do(registry: Registry) -> None:
     registry._store.db.connection.execute(f"PRAGMA user_version={migrations.SCHEMA + 1}")
     registry.close()
-    with pytest.raises(
-        InputError, match=r"has schema 2, this Inlay knows up to 1; upgrade with `pip install -U inlay`"
-    ):
+    newest = migrations.SCHEMA
+    said = rf"has schema {newest + 1}, this Inlay knows up to {newest}; upgrade with `pip install -U inlay`"
+    with pytest.raises(InputError, match=said):
         Registry.open(registry.path)
 
 
@@ -102,6 +102,36 @@ def test_a_locked_store_says_try_again(three: Registry, monkeypatch: pytest.Monk
             three._store.db.connection.execute("ROLLBACK")
         assert caught.value.exit_code == 3
         second.promote("legal@v1", "prod")
+
+
+def test_a_transaction_that_cannot_commit_is_not_left_open(
+    three: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left open, what is done next would become part of it, and go with it."""
+    db = three._store.db
+
+    class Full:
+        """A connection whose COMMIT finds the disk full."""
+
+        def __init__(self, real: sqlite3.Connection) -> None:
+            self.real = real
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.real, name)
+
+        def execute(self, sql: str, parameters: object = ()) -> sqlite3.Cursor:
+            if sql == "COMMIT":
+                raise sqlite3.OperationalError("database or disk is full")
+            return self.real.execute(sql, parameters)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(db, "connection", Full(db.connection))
+        with pytest.raises(StoreBusy, match="disk is full"):
+            three.promote("legal@v1", "prod")
+    assert not db.connection.in_transaction
+    assert three.promote("legal@v2", "prod").from_ref is None
+    with Registry.open(three.path) as other:
+        assert other.resolve("legal@prod").number == 2
 
 
 def test_foreign_keys_hold(registry: Registry) -> None:

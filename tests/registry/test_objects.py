@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from inlay.errors import InputError, IntegrityError
 from inlay.registry import canonical, digest_of, digest_of_json
-from inlay.registry.objects import Objects
+from inlay.registry.objects import Objects, _Incoming
 
 
 def test_equal_values_have_equal_canonical_bytes() -> None:
@@ -62,6 +63,30 @@ def test_storing_again_renews_the_grace_period(tmp_path: Path) -> None:
     os.utime(path, (0, 0))
     objects.put_bytes(b"hello")
     assert path.stat().st_mtime > 1_000_000
+
+
+def test_what_is_missing_is_named_once_and_in_order(tmp_path: Path) -> None:
+    objects = Objects(tmp_path)
+    there, gone, other = objects.put_bytes(b"there"), digest_of(b"gone"), digest_of(b"other")
+    assert objects.missing([other, there, gone, other]) == [other, gone]
+    assert objects.missing([there]) == objects.missing([]) == []
+    objects.path(there).unlink()
+    assert objects.missing([there]) == [there]
+
+
+def test_a_file_on_its_way_in_is_no_leftover(tmp_path: Path) -> None:
+    objects = Objects(tmp_path)
+    assert objects.leftovers() == []  # not even the folder is there
+    with _Incoming(objects) as incoming:
+        incoming.write(b"half")
+        assert len(list(objects.temporary.iterdir())) == 1
+        assert objects.leftovers() == []
+    assert list(objects.temporary.iterdir()) == []
+    if (child := os.fork()) == 0:  # a writer that is killed: its lock goes with it, the file stays
+        _Incoming(objects).__enter__().write(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert [path.read_bytes() for path in objects.leftovers()] == [b"half"]
 
 
 @pytest.mark.parametrize(
