@@ -22,6 +22,7 @@ from typing import Any
 
 from inlay.errors import InputError
 from inlay.registry.canonical import CHUNK, PREFIX, canonical, digest_of, digest_of_file, digest_of_json
+from inlay.registry.hub import snapshot
 from inlay.registry.safetensors_header import read_header
 
 PROMPT_FILES = (
@@ -62,10 +63,10 @@ class BaseFingerprint:
     def of(
         cls, base: str | Path | BaseFingerprint, revision: str | None = None, *, verify: bool = False
     ) -> BaseFingerprint:
-        """The fingerprint of a folder, or of a hub id (fetched through huggingface_hub; `revision` pins it).
+        """The fingerprint of a folder, or of a hub id at `revision` (fetched; `.revision` becomes the commit).
 
         `verify` hashes every byte again instead of believing the cache. Raises InputError where it is no
-        base, wants remote code, or has its weights only as pickles.
+        base, wants remote code, or has its weights only as pickles, StoreBusy where the hub is out of reach.
         """
         if isinstance(base, BaseFingerprint):
             return base
@@ -73,7 +74,8 @@ class BaseFingerprint:
         if folder.is_dir():
             folder = folder.resolve()
             return _of_folder(folder, folder.name, revision, str(folder), verify)
-        return _of_folder(_fetch(source, revision), source, revision, source, verify)
+        fetched, commit = snapshot(source, revision)
+        return _of_folder(fetched, source, commit or revision, source, verify)
 
 
 def cache_dir() -> Path:
@@ -217,28 +219,3 @@ def _remember(path: Path, record: dict[str, Any]) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def _fetch(hub_id: str, revision: str | None) -> Path:
-    """The folder of a hub id's files, downloaded where they are not there yet."""
-    if hub_id.count("/") > 1 or hub_id.startswith((".", "/", "~")):
-        raise InputError(
-            f"there is no folder {hub_id!r}", fix="give a model's folder or a hub id like org/name"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                hub_id,
-                revision=revision,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"],
-            )
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"there is no folder {hub_id!r}, and the hub did not give it: {first[:160]}",
-            fix="check the path or the id, and the network",
-        ) from None
