@@ -128,7 +128,9 @@ def evals(
     if subject is not None:
         conditions["subject"] = subject_of(store, subject)
     if suite_name is not None:
-        conditions["suite" if is_digest(suite_name) else "suite_name"] = suite_name
+        # A subject has few evals, a suite many: the + keeps SQLite from the index of the suites' names.
+        by_name = "suite_name" if subject is None else "+suite_name"
+        conditions["suite" if is_digest(suite_name) else by_name] = suite_name
     if base_weights is not None:
         conditions["base_weights"] = base_weights
     if protocol is not None:

@@ -294,11 +294,12 @@ def tainted(store: Store, thing: Version | Lock) -> Version | Lock | None:
 
 def drifted(store: Store, name: str | None = None) -> list[Drift]:
     """Live variant aliases whose recipe would resolve to other versions now, in alphabetical order."""
-    rows = store.db.rows(
-        "SELECT name FROM names WHERE kind = 'variant' AND (?1 IS NULL OR name = ?1)", [name]
-    )
+    if name is not None:
+        variants = [name]
+    else:
+        variants = [row["name"] for row in store.db.rows("SELECT name FROM names WHERE kind = 'variant'")]
     found = []
-    for variant, aliases in journal.live(store.db, [row["name"] for row in rows]).items():
+    for variant, aliases in journal.live(store.db, variants).items():
         for alias, move in aliases.items():
             lock = lookup.by_number(store, variant, move.to_number) if move.to_number else None
             if not isinstance(lock, Lock):
