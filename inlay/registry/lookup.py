@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from inlay.errors import InputError, ReferenceNotFound
@@ -27,6 +28,12 @@ _LOCK = (
 )  # fmt: skip
 _STATES: tuple[State, ...] = ("active", "yanked", "retired", "purged")
 _BASE = ("weights", "prompt", "name", "revision", "source")
+
+# Where these lie in a row. Asked for by name, sqlite3.Row compares its way through forty names each time,
+# which was half of what a listing cost.
+_AT_LOCK = len(_VERSION)
+_AT_BASE = _AT_LOCK + len(_LOCK)
+_AT_STATE = _AT_BASE + len(_BASE)
 
 COLUMNS = ", ".join(
     [f"v.{c} AS v_{c}" for c in _VERSION]
@@ -214,49 +221,54 @@ def item(store: Store, row: sqlite3.Row) -> Version | Lock | None:
 
 def version(store: Store, row: sqlite3.Row) -> Version:
     """The version in a row with COLUMNS."""
+    (
+        _, name, number, digest, kind, rank, targets, parameters, exactness, size,
+        trained_on, mismatch, run, lineage, notes, author, why, created, licence, card,
+    ) = row[:_AT_LOCK]  # fmt: skip
     return Version(
-        name=row["v_name"],
-        number=row["v_number"],
-        digest=row["v_digest"],
-        kind=row["v_kind"],
-        rank=row["v_rank"],
-        targets=_strings(row["v_targets"]),
-        parameters=row["v_parameters"],
-        exactness=row["v_exactness"],
-        size=row["v_size"],
-        base=_base(row),
-        created=row["v_created"],
-        author=row["v_author"],
-        why=row["v_why"],
-        state=_STATES[row["state"] or 0],
-        base_mismatch=bool(row["v_mismatch"]),
-        trained_on=_json(row["v_trained_on"]),
-        lineage=_json(row["v_lineage"]),
-        notes=_strings(row["v_notes"]),
-        licence=row["v_licence"],
-        card=_json(row["v_card"]) or {},
-        run=row["v_run"],
-        folder=Files(store.path).folder,
+        name=name,
+        number=number,
+        digest=digest,
+        kind=kind,
+        rank=rank,
+        targets=_strings(targets),
+        parameters=parameters,
+        exactness=exactness,
+        size=size,
+        base=_base(*row[_AT_BASE:_AT_STATE]),
+        created=created,
+        author=author,
+        why=why,
+        state=_STATES[row[_AT_STATE] or 0],
+        base_mismatch=bool(mismatch),
+        trained_on=_json(trained_on),
+        lineage=_json(lineage),
+        notes=_strings(notes),
+        licence=licence,
+        card=_json(card) or {},
+        run=run,
+        folder=_files(store.path).folder,
     )
 
 
 def lock(row: sqlite3.Row) -> Lock:
     """The lock in a row with COLUMNS."""
-    tree = json.loads(row["l_tree"])
+    _, name, number, digest, recipe, text, guard, provenance, author, why, created = row[_AT_LOCK:_AT_BASE]
+    tree = json.loads(text)
     return Lock(
-        name=row["l_name"],
-        number=row["l_number"],
-        digest=row["l_digest"],
-        recipe=row["l_recipe"],
+        name=name,
+        number=number,
+        digest=digest,
+        recipe=recipe,
         tree=tree,
-        base=_base(row),
+        base=_base(*row[_AT_BASE:_AT_STATE]),
         members=tuple(members(tree)),
-        guard=_json(row["l_guard"]),
-        created=row["l_created"],
-        author=row["l_author"],
-        why=row["l_why"],
-        state=_STATES[row["state"] or 0],
-        provenance=_json(row["l_provenance"]),
+        guard=_json(guard),
+        created=created,
+        author=author,
+        why=why,
+        state=_STATES[row[_AT_STATE] or 0],
+        provenance=_json(provenance),
     )
 
 
@@ -280,15 +292,16 @@ def members(node: Mapping[str, Any], path: str = "") -> Iterator[Member]:
         yield from members(child, f"{path}.{step}" if path else step)
 
 
-def _base(row: sqlite3.Row) -> BaseRef:
-    return _base_ref(row["b_weights"], row["b_prompt"], row["b_name"], row["b_revision"], row["b_source"])
-
-
 # A thousand versions of one adapter share a base and a handful of target lists: making those once takes a
 # fifth off a listing.
 @lru_cache(maxsize=1024)
-def _base_ref(weights: str, prompt: str, name: str, revision: str | None, source: str) -> BaseRef:
+def _base(weights: str, prompt: str, name: str, revision: str | None, source: str) -> BaseRef:
     return BaseRef(weights, prompt, name, revision, source)
+
+
+@lru_cache(maxsize=64)
+def _files(path: Path) -> Files:
+    return Files(path)
 
 
 @lru_cache(maxsize=1024)
