@@ -21,7 +21,7 @@ from inlay.errors import (
 )
 
 if TYPE_CHECKING:
-    from inlay.composer import ComposedModel, compose, forgetting, read_adapter
+    from inlay.composer import ComposedModel, compose, diff, forgetting, read_adapter
     from inlay.composer.export import export
     from inlay.evals import EvalResult, ForgettingReport, Suite
     from inlay.registry import Lock, Registry, Version
@@ -38,6 +38,7 @@ _HOMES = {
     "Suite": "inlay.evals",
     "ComposedModel": "inlay.composer",
     "compose": "inlay.composer",
+    "diff": "inlay.composer",
     "evaluate": "inlay.composer",
     "export": "inlay.composer.export",
     "forgetting": "inlay.composer",
@@ -64,6 +65,7 @@ __all__ = [
     "TrainResult",
     "Version",
     "compose",
+    "diff",
     "evaluate",
     "export",
     "forgetting",

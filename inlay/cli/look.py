@@ -1,4 +1,4 @@
-"""inlay ls, show, log"""
+"""inlay ls, show"""
 
 from __future__ import annotations
 
@@ -78,26 +78,6 @@ def show_verb(ref: str, at: str | None, store: str | None, as_json: bool) -> Non
             if k in run
         }
     emit("show", as_json, details, lambda: _show_text(details))
-
-
-@click.command("log")
-@click.argument("name", required=False)
-@click.option("--limit", type=click.IntRange(1), default=30, show_default=True)
-@common
-def log_verb(name: str | None, limit: int, store: str | None, as_json: bool) -> None:
-    """Read the journal, newest first: of NAME, or of everything.
-
-    \b
-    Example:
-      inlay log acme
-    """
-    events = open_store(store).journal(name, limit=limit)
-    emit(
-        "log",
-        as_json,
-        [event_dict(e) for e in events],
-        lambda: "\n".join(map(event_line, events)) or "nothing yet",
-    )
 
 
 def version_dict(version: Version) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """The composer: recipes to plans, plans to a bank on the device.
 
-factors.py   every adapter as factors, delta = B @ A
-plan.py      a lock laid out: slots, gates, costs; no torch
-bank.py      the one layer that runs composed adapters
-model.py     a reference or a recipe becomes a model that answers
-locking.py   a recipe becomes a lock, its routers fitted
-measure.py   scores and forgetting of composed models
-export.py    a stack leaves as one plain PEFT adapter
-routers/     what chooses an expert for a request
+factors.py     every adapter as factors, delta = B @ A
+plan.py        a lock laid out: slots, gates, costs; no torch
+bank.py        the one layer that runs composed adapters
+model.py       a reference or a recipe becomes a model that answers
+locking.py     a recipe becomes a lock, its routers fitted
+measure.py     scores and forgetting of composed models
+export.py      a stack leaves as one plain PEFT adapter
+difference.py  what differs between two versions or locks, norms of deltas among it
+routers/       what chooses an expert for a request
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inlay.composer.difference import diff
     from inlay.composer.factors import Adapter, read_adapter
     from inlay.composer.locking import lock
     from inlay.composer.measure import evaluate, forgetting
@@ -27,6 +29,7 @@ _HOMES = {
     "ComposedModel": "model",
     "Plan": "plan",
     "compose": "model",
+    "diff": "difference",
     "evaluate": "measure",
     "forgetting": "measure",
     "lock": "locking",
@@ -39,6 +42,7 @@ __all__ = [
     "ComposedModel",
     "Plan",
     "compose",
+    "diff",
     "evaluate",
     "forgetting",
     "lock",

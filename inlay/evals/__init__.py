@@ -1,18 +1,23 @@
 """Evals: suites, metrics, paired statistics and forgetting. Numbers about models, given as callables.
 
-    suites.py       items with answers, known by digest; held-out and protected skills
-    metrics.py      how one answer is scored
-    statistics.py   paired statistics in plain Python: Tango, McNemar, Wilson, Holm
-    inference.py    the one place that turns prompts into tensors
-    prompts.py      general prompts for staying near the base
-    scoring.py      a model asked a suite
-    ledger.py       measuring with the registry as memory
-    drift.py        KL and disagreement with the base, whose side is cached
-    forgetting.py   the report: what was lost and gained, and how sure that is
-    guards.py       a guard's thresholds against evidence
-    report_text.py  the report on a terminal
-    report_html.py  the report as one self-contained page
-    report_plots.py its plots
+    suites.py          items with answers, known by digest; held-out and protected skills
+    metrics.py         how one answer is scored
+    statistics.py      paired statistics in plain Python: Tango, McNemar, Wilson, Holm
+    inference.py       the one place that turns prompts into tensors
+    prompts.py         general prompts for staying near the base
+    scoring.py         a model asked a suite
+    ledger.py          measuring with the registry as memory
+    drift.py           KL and disagreement with the base, whose side is cached
+    forgetting.py      the report: what was lost and gained, and how sure that is
+    score_changes.py   two subjects on the same items, suite by suite
+    difference.py      what differs between two versions or locks: the records
+    comparing.py       how it is read out of the registry
+    difference_text.py a difference on a terminal
+    changelog.py       the story of a name, for readers who are no engineers
+    guards.py          a guard's thresholds against evidence
+    report_text.py     the report on a terminal
+    report_html.py     the report as one self-contained page
+    report_plots.py    its plots
 
 Names load on first use: judging a promotion imports neither torch nor numpy.
 """
