@@ -20,6 +20,11 @@ locking.py             from recipes to locks; dependents
 guards.py              thresholds, evidence, verdicts
 evidence.py            suites, scores, reports
 journal.py             hash-chained events, stacks replayed
+removing.py            retire, purge
+archive.py             the file of a bundle
+bundling.py            making one
+bundle_rows.py         reading one, and believing nothing
+unbundling.py          taking one over; repair
 aliases.py             promote, roll back, yank, guard
 upkeep.py              fsck, gc
 registry.py            the Registry class
@@ -35,6 +40,7 @@ from inlay.registry.recipes import Merge, Recipe, Route, Stack, Use
 from inlay.registry.records import (
     About,
     BaseRef,
+    Bundled,
     Dependent,
     Described,
     Drift,
@@ -43,6 +49,7 @@ from inlay.registry.records import (
     Member,
     NameRow,
     SuiteRow,
+    Unbundled,
     Version,
 )
 from inlay.registry.registry import Registry
@@ -51,6 +58,7 @@ __all__ = [
     "About",
     "BaseFingerprint",
     "BaseRef",
+    "Bundled",
     "Dependent",
     "Described",
     "Drift",
@@ -69,6 +77,7 @@ __all__ = [
     "Route",
     "Stack",
     "SuiteRow",
+    "Unbundled",
     "Use",
     "Verdict",
     "Version",

@@ -118,11 +118,11 @@ def _keep(
         checked.refuse_changed()
 
 
-def make_name(store: Store, name: str, kind: str, owner: str) -> None:
+def make_name(store: Store, name: str, kind: str, owner: str, *, created: str | None = None) -> None:
     """Take `name` for `kind` if it is free, inside a transaction; InputError if the other kind has it."""
     row = store.db.row("SELECT kind FROM names WHERE name = ?", [name])
     if row is None:
-        store.db.insert("names", {"name": name, "kind": kind, "owner": owner, "created": now()})
+        store.db.insert("names", {"name": name, "kind": kind, "owner": owner, "created": created or now()})
     elif row["kind"] != kind:
         raise InputError(
             f"{name} is a name of {row['kind']}s, adapters and variants share names", fix="choose another"

@@ -34,7 +34,9 @@ def put_suite(
     n = sum(1 for line in items.split(b"\n") if line.strip())
     with store.db.transaction():  # `gc` is kept out between the object and its row
         stored = store.objects.put_bytes(items)
-        newest = store.db.row("SELECT * FROM suites WHERE name = ? ORDER BY id DESC LIMIT 1", [name])
+        newest = store.db.row(
+            "SELECT * FROM suites WHERE name = ? ORDER BY created DESC, id DESC LIMIT 1", [name]
+        )
         row = {
             "name": name,
             "digest": digest,
@@ -56,7 +58,11 @@ def put_suite(
 def suite(store: Store, name_or_digest: str) -> SuiteRow:
     """The suite with that digest, or the newest of that name; ReferenceNotFound if there is none."""
     column = "digest" if is_digest(name_or_digest) else "name"
-    row = store.db.row(f"SELECT * FROM suites WHERE {column} = ? ORDER BY id DESC LIMIT 1", [name_or_digest])
+    row = store.db.row(
+        # By when it was made: an older one may have come later, in a bundle.
+        f"SELECT * FROM suites WHERE {column} = ? ORDER BY created DESC, id DESC LIMIT 1",
+        [name_or_digest],
+    )
     if row is None:
         known = [r["name"] for r in store.db.rows("SELECT DISTINCT name FROM suites ORDER BY name")]
         near = close_to(name_or_digest, known)
@@ -70,7 +76,8 @@ def suite(store: Store, name_or_digest: str) -> SuiteRow:
 def suites(store: Store) -> list[SuiteRow]:
     """The newest suite of each name, in alphabetical order."""
     rows = store.db.rows(
-        "SELECT * FROM suites WHERE id IN (SELECT max(id) FROM suites GROUP BY name) ORDER BY name"
+        "SELECT * FROM suites s WHERE id = (SELECT id FROM suites WHERE name = s.name"
+        " ORDER BY created DESC, id DESC LIMIT 1) ORDER BY name"
     )
     return [_suite(row) for row in rows]
 
@@ -252,7 +259,7 @@ def _unpack(text: str) -> tuple[bool | float, ...]:
     return tuple(json.loads(text))
 
 
-def record_of(row: sqlite3.Row) -> EvalRecord:
+def record_of(row: sqlite3.Row | Mapping[str, Any]) -> EvalRecord:
     """The score in a row of the table."""
     return EvalRecord(
         **{name: row[name] for name in _TEXTS},

@@ -202,10 +202,63 @@ def append(
         "previous": last[1],
     }
     row["hash"] = row_hash(row)
-    db.execute(
-        f"INSERT INTO journal ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
-    )
+    _insert(db, row)
     return event(row)
+
+
+def adopt(db: Database, row: Mapping[str, Any], places: Mapping[int, int]) -> int:
+    """Take over a verified row of another store's journal, inside a transaction; its place in this one.
+
+    Where it follows this journal's last row it is taken as it is. Elsewhere it gets a place and hashes of
+    this chain, keeps its time and its words, and what it was is kept beside as `origin`. `places` maps rows
+    of that journal to rows of this one, for those that it refers to.
+    """
+    last = head(db)
+    if row["seq"] != last[0] + 1 or row["previous"] != last[1]:
+        detail = json.loads(row["detail"])
+        origin = detail.pop("origin", None) or {
+            key: row[key] for key in ("seq", "previous", "hash", "detail")
+        }
+        for key in ("entry", "cause"):
+            if key in detail:
+                detail[key] = places.get(detail[key])
+        row = {
+            **row,
+            "seq": last[0] + 1,
+            "previous": last[1],
+            "detail": canonical({**detail, "origin": origin}),
+        }
+        row["hash"] = row_hash(row)
+    _insert(db, row)
+    return int(row["seq"])
+
+
+def identity(row: Mapping[str, Any] | sqlite3.Row) -> str:
+    """The hash that the row had where it was first written: the same in every store that took it over."""
+    origin = _origin(row)
+    return str(origin["hash"] if origin else row["hash"])
+
+
+def _origin(row: Mapping[str, Any] | sqlite3.Row) -> Mapping[str, Any] | None:
+    return json.loads(row["detail"]).get("origin") if '"origin"' in row["detail"] else None
+
+
+def misremembered(row: Mapping[str, Any] | sqlite3.Row) -> bool:
+    """Whether a row that was taken over is not the row that it says it was."""
+    origin = _origin(row)
+    if origin is None:
+        return False
+    if set(origin) != {"seq", "previous", "hash", "detail"}:
+        return True
+    return row_hash({**dict(row), **origin}) != origin["hash"]
+
+
+def _insert(db: Database, row: Mapping[str, Any]) -> None:
+    columns = (*_HASHED, "hash")
+    db.execute(
+        f"INSERT INTO journal ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+        [row[column] for column in columns],
+    )
 
 
 def seal(db: Database, table: str, identity: int) -> str:
@@ -309,6 +362,8 @@ def verify(db: Database) -> list[str]:
             problems.append(f"journal: rows {expected} to {row['seq'] - 1} are missing")
         if row["hash"] != row_hash(row):
             problems.append(f"journal: row {row['seq']} was edited, its hash is not that of its content")
+        elif misremembered(row):
+            problems.append(f"journal: row {row['seq']} is not the row it was in the store it came from")
         elif row["previous"] != previous:
             problems.append(f"journal: row {row['seq']} does not follow the row before it")
         previous, expected = row["hash"], row["seq"] + 1

@@ -211,7 +211,7 @@ def insert(
         "created": now(),
     }
     lock_id = store.db.insert("locks", row)
-    for position, part in enumerate(_parts(store, tree)):
+    for position, part in enumerate(parts(store, tree)):
         store.db.insert("lock_members", {"lock": lock_id, "position": position, **part})
     target = journal.Target(number, f"{name}@v{number}", digest)
     sealed = {"record": journal.seal(store.db, "locks", lock_id)}
@@ -274,7 +274,7 @@ def contains(lock: Lock, things: set[tuple[str, int]]) -> bool:
     """Whether `lock` is, uses or nests any of the (name, number) in `things`."""
     if (lock.name, lock.number) in things:
         return True
-    return any(_named(node) in things for _, node in _walk(lock.tree) if "name" in node)
+    return any(named(node) in things for _, node in walk_tree(lock.tree) if "name" in node)
 
 
 def tainted(store: Store, thing: Version | Lock) -> Version | Lock | None:
@@ -284,9 +284,9 @@ def tainted(store: Store, thing: Version | Lock) -> Version | Lock | None:
     if thing.state != "active":
         return thing
     if isinstance(thing, Lock):
-        for _, node in _walk(thing.tree):
+        for _, node in walk_tree(thing.tree):
             if "name" in node:
-                inner = lookup.by_number(store, *_named(node))
+                inner = lookup.by_number(store, *named(node))
                 if inner is not None and inner.state != "active":
                     return inner
     return None
@@ -304,13 +304,13 @@ def drifted(store: Store, name: str | None = None) -> list[Drift]:
             lock = lookup.by_number(store, variant, move.to_number) if move.to_number else None
             if not isinstance(lock, Lock):
                 continue
-            changes = tuple(_changes(store, Recipe.of(_reread(lock.recipe)).compose, lock.tree))
+            changes = tuple(_changes(store, Recipe.of(written_recipe(lock.recipe)).compose, lock.tree))
             if changes:
                 found.append(Drift(variant, alias, lock, changes))
     return found
 
 
-def _reread(text: str) -> str | Mapping[str, Any]:
+def written_recipe(text: str) -> str | Mapping[str, Any]:
     """A lock's recipe text: a dict was kept as JSON. Never a file's name, though it might look like one."""
     if text.lstrip().startswith("{"):
         try:
@@ -347,27 +347,30 @@ def _bare(node: Mapping[str, Any]) -> dict[str, Any]:
     return bare
 
 
-def _walk(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+def walk_tree(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(path, node) of a pinned tree, each node before its children."""
     yield path, node
     for step, child in lookup.children(node):
-        yield from _walk(child, f"{path}.{step}" if path else step)
+        yield from walk_tree(child, f"{path}.{step}" if path else step)
 
 
 def routers_of(tree: Mapping[str, Any]) -> list[str]:
     """The digests of the routers' weights in a pinned tree."""
-    return [node["route"]["router"] for _, node in _walk(tree) if "router" in node.get("route", {})]
+    return [node["route"]["router"] for _, node in walk_tree(tree) if "router" in node.get("route", {})]
 
 
-def _named(node: Mapping[str, Any]) -> tuple[str, int]:
+def named(node: Mapping[str, Any]) -> tuple[str, int]:
+    """(name, number) of the version or lock that a node came from."""
     name, _, number = str(node["name"]).rpartition("@v")
     return name, int(number)
 
 
-def _parts(store: Store, tree: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for path, node in _walk(tree):
+def parts(store: Store, tree: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of `lock_members` for a pinned tree whose members are all in the store."""
+    for path, node in walk_tree(tree):
         if "name" not in node:
             continue
-        name, number = _named(node)
+        name, number = named(node)
         table = "locks" if "lock" in node else "versions"
         row = store.db.row(f"SELECT id FROM {table} WHERE name = ? AND number = ?", [name, number])
         assert row is not None
@@ -381,8 +384,8 @@ def _parts(store: Store, tree: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _through(lock: Lock, thing: Version | Lock) -> Iterator[Member]:
-    for path, node in _walk(lock.tree):
-        if "name" in node and _named(node) == (thing.name, thing.number):
+    for path, node in walk_tree(lock.tree):
+        if "name" in node and named(node) == (thing.name, thing.number):
             yield Member(thing.name, thing.number, thing.digest, float(node.get("weight", 1.0)), path)
 
 

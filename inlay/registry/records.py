@@ -252,3 +252,34 @@ class EvalRecord:
             other.metric,
             other.protocol,
         )
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """What went into a bundle. `digest` is the bundle's; `bytes` the size of the file."""
+
+    path: Path
+    digest: str
+    names: tuple[str, ...]
+    versions: int
+    locks: int
+    evals: int
+    events: int
+    objects: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Unbundled:
+    """What a bundle brought that was not here: versions and locks by reference, journal rows, scores,
+    objects. `notes` are sentences about what was left out, and why.
+    """
+
+    digest: str
+    names: tuple[str, ...]
+    versions: tuple[str, ...]
+    locks: tuple[str, ...]
+    events: int
+    evals: int
+    objects: int
+    notes: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ No torch here, and nothing of the siblings: statistics come in through `Registry
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from inlay.errors import InputError
 from inlay.registry import (
     adding,
     aliases,
+    bundling,
     describing,
     evidence,
     journal,
@@ -23,6 +24,7 @@ from inlay.registry import (
     locking,
     lookup,
     removing,
+    unbundling,
     upkeep,
 )
 from inlay.registry.canonical import whoami
@@ -31,7 +33,18 @@ from inlay.registry.guards import Guard, Judge, Verdict
 from inlay.registry.journal import Event
 from inlay.registry.names import check_alias, check_name
 from inlay.registry.recipes import Recipe
-from inlay.registry.records import About, Dependent, Drift, EvalRecord, Lock, NameRow, SuiteRow, Version
+from inlay.registry.records import (
+    About,
+    Bundled,
+    Dependent,
+    Drift,
+    EvalRecord,
+    Lock,
+    NameRow,
+    SuiteRow,
+    Unbundled,
+    Version,
+)
 from inlay.registry.store import Store, open_store
 
 
@@ -461,6 +474,36 @@ class Registry:
     def fsck(self, head: tuple[int, str] | None = None) -> list[str]:
         """What is wrong with the store, one sentence each; empty if nothing is. Reads every byte."""
         return upkeep.fsck(self._store, head)
+
+    def repair(self, bundle: str | Path | None = None) -> list[str]:
+        """Put back triggers that are gone and, from a bundle, objects that are missing or changed; a sentence
+        for each. Rows are never repaired: a store whose rows `fsck` finds changed is restored by unbundling
+        a complete bundle into a new one.
+        """
+        return unbundling.repair(self._store, bundle)
+
+    def bundle(self, path: str | Path, names: Sequence[str] | None = None) -> Bundled:
+        """Write `names` (all, if None) into the file `path`, with every name that their locks contain
+        something of: numbers, bytes, lineage, scores, reports, guards, journal. There whole or not at all.
+
+        Raises InputError if the file exists, ReferenceNotFound, IntegrityError for an object that is not
+        sound.
+        """
+        return bundling.bundle(self._store, path, names)
+
+    def unbundle(
+        self,
+        path: str | Path,
+        *,
+        dry_run: bool = False,
+        say: Callable[[str, int, int], None] | None = None,
+    ) -> Unbundled:
+        """Take a bundle over, all or nothing, after verifying everything in it. Doing it again does nothing.
+
+        Raises InputError where the bundle is not sound, Conflict where a name went another way here.
+        `dry_run` verifies rows and digests and stores nothing.
+        """
+        return unbundling.unbundle(self._store, path, dry_run=dry_run, say=say)
 
     def gc(self, *, dry_run: bool = False, grace: float = upkeep.GRACE_SECONDS) -> list[Path]:
         """Remove what nothing refers to and is older than `grace` seconds; the paths that went, or would."""
