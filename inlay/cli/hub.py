@@ -1,0 +1,152 @@
+"""inlay push, pull, export"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from inlay.cli.console import common, emit, open_store, why_option
+
+
+@click.command("push")
+@click.argument("ref")
+@click.argument("repo")
+@click.option("--private", is_flag=True, help="Private, if the repository is made now.")
+@click.option("--message", metavar="TEXT", help="The commit's first line; by default REF and its reason.")
+@click.option(
+    "--revision", default="main", metavar="BRANCH", show_default=True, help="The branch to commit to."
+)
+@common
+def push_verb(
+    ref: str,
+    repo: str,
+    private: bool,
+    message: str | None,
+    revision: str,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Send REF to the Hugging Face Hub's repository REPO (owner/name), with a model card.
+
+    A version goes byte for byte, a variant is exported as one plain adapter first. Log in with `hf auth
+    login` or set HF_TOKEN. A push that was cut goes on; pushing the same again makes no commit.
+
+    \b
+    Example:
+      inlay push legal-clauses@prod acme/legal-clauses
+    """
+    from inlay.hub import push
+    from inlay.registry.printable import printable
+
+    done = push(
+        ref,
+        repo,
+        store=open_store(store),
+        private=private,
+        message=message,
+        revision=revision,
+        progress=_bars(as_json),
+    )
+    if done.changed:
+        said = f"pushed {done.ref} to {repo}: {len(done.files)} files, {done.nbytes:,} bytes"
+    else:
+        said = f"{repo} has {done.ref} already: nothing changed, no commit was made"
+    notes = "".join(f"\nnote: {printable(note)}" for note in done.notes)
+    emit("push", as_json, done.to_dict(), f"{said}\n{done.url}{notes}")
+
+
+@click.command("pull")
+@click.argument("repo")
+@click.argument("name")
+@click.option(
+    "--base",
+    required=True,
+    metavar="BASE",
+    help="The base it was trained on: a folder or a hub id; `builtin`.",
+)
+@click.option("--revision", metavar="REVISION", help="A branch, tag or commit; by default the main branch.")
+@click.option("--owner", help="Who answers for this name; kept with its first version.")
+@click.option(
+    "--allow-base-mismatch",
+    is_flag=True,
+    help="Register although it was trained on another base; recorded for good.",
+)
+@click.option(
+    "--accept-prompt-change", is_flag=True, help="Register although tokenizer or chat template changed."
+)
+@why_option
+@common
+def pull_verb(
+    repo: str,
+    name: str,
+    base: str,
+    revision: str | None,
+    owner: str | None,
+    allow_base_mismatch: bool,
+    accept_prompt_change: bool,
+    why: str,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Register the adapter in the hub's repository REPO as the next version of NAME.
+
+    The revision is resolved to a commit, which is kept. Only a configuration, safetensors, a card and a
+    licence are downloaded, verified by the digests that the hub states, and checked like any other adapter.
+    A download that was cut goes on where it stopped.
+
+    \b
+    Example:
+      inlay pull acme/legal-clauses legal-clauses --base ./mini-instruct
+    """
+    from inlay.cli.bases import base_named
+    from inlay.cli.look import version_dict
+    from inlay.hub import pull
+
+    version = pull(
+        repo,
+        name,
+        base=base_named(base),
+        store=open_store(store),
+        revision=revision,
+        why=why,
+        owner=owner,
+        allow_base_mismatch=allow_base_mismatch,
+        accept_prompt_change=accept_prompt_change,
+        progress=_bars(as_json),
+        announce=lambda line: click.echo(line, err=True),
+    )
+    hub = (version.lineage or {}).get("hub", {})
+    notes = "".join(f"\nnote: {note}" for note in version.notes)
+    said = f"registered {version.ref} from {repo} at {hub.get('commit', 'an unknown commit')}"
+    emit("pull", as_json, {**version_dict(version), "hub": hub}, f"{said}\n{version.digest}{notes}")
+
+
+@click.command("export")
+@click.argument("ref")
+@click.argument("folder")
+@common
+def export_verb(ref: str, folder: str, store: str | None, as_json: bool) -> None:
+    """Write REF into FOLDER as one plain PEFT adapter, which PEFT and serving engines read alike.
+
+    REF is a version, or a variant whose recipe is a stack. FOLDER must not exist, or be empty.
+
+    \b
+    Example:
+      inlay export acme@prod out/acme
+    """
+    from inlay.composer.export import export
+
+    made = export(ref, folder, store=open_store(store))
+    members = " + ".join(name if weight == 1.0 else f"{weight:g} × {name}" for name, weight in made.members)
+    emit(
+        "export",
+        as_json,
+        made.to_dict(),
+        f"exported {made.ref} to {folder}: {members}\n"
+        f"{made.modules} modules, rank {made.rank}, {made.parameters:,} parameters, {made.nbytes:,} bytes",
+    )
+
+
+def _bars(as_json: bool) -> bool:
+    return not as_json and sys.stderr.isatty()
