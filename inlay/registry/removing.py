@@ -75,7 +75,11 @@ def purge(store: Store, refs: Sequence[str], *, why: str, dry_run: bool, who: st
 def erased(store: Store) -> dict[str, str]:
     """Digest -> ref, of the bytes that were purged and must not be in the store."""
     found = {}
-    for row in store.db.rows("SELECT from_ref, detail FROM journal WHERE verb = 'purge' ORDER BY seq"):
+    # In the words of the index journal_states, and with +seq, so that it is that which is gone through.
+    for row in store.db.rows(
+        "SELECT from_ref, detail FROM journal WHERE verb IN ('yank', 'retire', 'purge') AND verb = 'purge'"
+        " ORDER BY +seq"
+    ):
         found.update(dict.fromkeys(json.loads(row["detail"])["erased"], row["from_ref"]))
     return found
 
