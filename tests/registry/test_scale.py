@@ -26,6 +26,8 @@ FEW, MANY, PAGE = 300, 1_500, 15
 SORTS_ITS_ANSWER = {
     "dependents": "the live aliases that contain it",
     "resolve sha256:…": "the versions with these bytes",
+    "suite by name": "the contents that one name had",
+    "suite by digest": "the names that one content had",
     "evals of a subject": "the scores of one version",
     "evals of a subject on a suite": "the scores of one version",
 }
