@@ -28,6 +28,7 @@ SORTS_ITS_ANSWER = {
     "resolve sha256:…": "the versions with these bytes",
     "suite by name": "the contents that one name had",
     "suite by digest": "the names that one content had",
+    "reports of a subject": "the reports about one version",
     "evals of a subject": "the scores of one version",
     "evals of a subject on a suite": "the scores of one version",
 }
@@ -102,15 +103,19 @@ def test_no_look_up_or_page_scans_or_sorts_a_table(
     stores: list[tuple[Registry, Any]], measuring: ModuleType
 ) -> None:
     registry, layout = stores[0]
+    bad = []
     for asked in measuring.look_ups(registry, layout, page=PAGE):
         statements = _statements(registry, lambda asked=asked: asked.call(1))
         assert statements, asked.what
         for statement in statements:
             for step in _plan(registry, statement):
                 scanned = re.match(r"SCAN (\w+)\b(?! VIRTUAL TABLE)", step)
-                assert scanned is None or scanned[1] in OF_ITS_OWN, f"{asked.what}: {step}\n{statement}"
-                if "B-TREE" in step and not statement.lstrip().startswith("WITH RECURSIVE step"):
-                    assert asked.what in SORTS_ITS_ANSWER, f"{asked.what}: {step}\n{statement}"
+                sorts = "B-TREE" in step and not statement.lstrip().startswith("WITH RECURSIVE step")
+                if scanned is not None and scanned[1] not in OF_ITS_OWN:
+                    bad.append((asked.what, step, statement))
+                elif sorts and asked.what not in SORTS_ITS_ANSWER:
+                    bad.append((asked.what, step, statement))
+    assert bad == []
 
 
 def _statements(registry: Registry, call: Callable[[], object]) -> list[str]:
