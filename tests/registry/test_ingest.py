@@ -90,7 +90,7 @@ BAD: dict[str, tuple[Break, str]] = {
     "foreign prefix": (rewrite(**{"model.x.lora_A.weight": filled(1)}), "PEFT's keys start with"),
     "adapter's name in the key": (
         rewrite(**{f"{FIRST}.lora_A.default.weight": filled(1)}),
-        "fits nothing",
+        r"lora_A\.default\.weight' fits nothing: it carries the name of an adapter, 'default'",
     ),
     "module the base lacks": (
         rewrite(
@@ -105,34 +105,40 @@ BAD: dict[str, tuple[Break, str]] = {
     "B without A": (rewrite(**{f"{FIRST}.lora_A.weight": None}), "has lora_B without lora_A"),
     "wrong input size": (
         rewrite(**{f"{FIRST}.lora_A.weight": np.ones((2, WIDTH + 1), np.float32)}),
-        r"A must be \(r, 8\) and B \(8, r\).*got \[2, 9\]",
+        r"lora_A\.weight must be \[2, 8\] for model\.layers\.0.*got \[2, 9\]",
     ),
     "wrong output size": (
         rewrite(**{f"{FIRST}.lora_B.weight": np.ones((WIDTH + 1, 2), np.float32)}),
-        r"got \[2, 8\] and \[9, 2\]",
+        r"lora_B\.weight must be \[8, 2\] for .*got \[9, 2\]",
     ),
     "ranks of A and B differ": (
         rewrite(**{f"{FIRST}.lora_A.weight": np.ones((3, WIDTH), np.float32)}),
-        r"got \[3, 8\] and \[8, 2\]",
+        r"lora_A\.weight must be \[2, 8\] for .*got \[3, 8\]",
     ),
     "rank is not the configuration's": (configure(r=4), "has rank 2, adapter_config.json says"),
-    "no factors at all": (raw(safetensors({})), "no LoRA factors"),
+    "no factors at all": (raw(safetensors({})), "hold no LORA factors"),
     "LoRA on a vector": (
-        rewrite(
-            **{
+        lambda folder: make_adapter(
+            folder,
+            tensors={
                 "base_model.model.model.norm.lora_A.weight": filled(1),
                 "base_model.model.model.norm.lora_B.weight": filled(1).T,
-            }
+            },
+            config={"target_modules": ["norm"]},
         ),
-        "must be matrices on a matrix",
+        r"module 'model\.norm': LORA is checked on a matrix only, model\.norm\.weight is \[8\]",
+    ),
+    "module that is not targeted": (
+        configure(target_modules=["q_proj"]),
+        r"module 'model\.layers\.0\.self_attn\.v_proj' fits nothing: the target_modules",
     ),
     "magnitudes without DoRA": (
         rewrite(**{f"{FIRST}.lora_magnitude_vector": np.ones(WIDTH, np.float32)}),
-        "use_dora is off",
+        r"q_proj\.lora_magnitude_vector' fits nothing.*has lora_A\.weight, lora_B\.weight",
     ),
     "bias without lora_bias": (
         rewrite(**{f"{FIRST}.lora_B.bias": np.ones(WIDTH, np.float32)}),
-        "lora_bias is off",
+        r"q_proj\.lora_B\.bias' fits nothing.*has lora_A\.weight, lora_B\.weight",
     ),
     "saved module of another shape": (
         lambda folder: make_adapter(
@@ -143,8 +149,8 @@ BAD: dict[str, tuple[Break, str]] = {
        ,
         r"has shape \[5\], model\.norm\.weight of the base base has \[8\]",
     ),
-    "other kind": (configure(peft_type="PREFIX_TUNING"), "peft_type 'PREFIX_TUNING'"),
-    "no rank": (configure(r=None), "positive rank"),
+    "other kind": (configure(peft_type="QUANTUM"), "peft_type 'QUANTUM', which is no kind"),
+    "no rank": (configure(r=None), "r must be a positive whole number"),
     "auto_map": (configure(auto_map={"AutoModel": "evil.Model"}), "auto_map"),
     "auto_map below": (configure(extra=[{"auto_map": {"a": "b"}}]), "auto_map"),
     "configuration is a list": (
@@ -261,7 +267,7 @@ def test_a_changed_chat_template_must_be_acknowledged(three: Registry, base: Pat
         ({"init_lora_weights": "olora"}, "olora", "needs-conversion"),
         ({"bias": "all"}, "lora", "alone"),
         ({"layer_replication": [[0, 1], [0, 1]]}, "lora", "alone"),
-        ({"rank_pattern": {"q_proj": 2}, "r": 16}, "lora", "exact"),
+        ({"rank_pattern": {"q_proj|v_proj": 2}, "r": 16}, "lora", "exact"),
     ],
 )
 def test_kind_and_exactness_come_from_the_configuration(
@@ -295,10 +301,15 @@ def test_conv1d_bases_keep_their_weights_the_other_way_round(tmp_path: Path) -> 
         "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight": np.ones((2, 8), np.float32),
         "base_model.model.transformer.h.0.attn.c_attn.lora_B.weight": np.ones((24, 2), np.float32),
     }
-    folder = make_adapter(tmp_path / "a", tensors=factors, config={"fan_in_fan_out": True})
+    folder = make_adapter(
+        tmp_path / "a", tensors=factors, config={"fan_in_fan_out": True, "target_modules": ["c_attn"]}
+    )
     assert check(folder, BaseFingerprint.of(base)).targets == ("c_attn",)
-    with pytest.raises(InputError, match=r"A must be \(r, 24\)"):
-        check(make_adapter(tmp_path / "b", tensors=factors), BaseFingerprint.of(base))
+    with pytest.raises(InputError, match=r"lora_A\.weight must be \[2, 24\]"):
+        check(
+            make_adapter(tmp_path / "b", tensors=factors, config={"target_modules": ["c_attn"]}),
+            BaseFingerprint.of(base),
+        )
 
 
 def test_embeddings_and_tied_heads(base: Path, tmp_path: Path) -> None:
@@ -309,7 +320,8 @@ def test_embeddings_and_tied_heads(base: Path, tmp_path: Path) -> None:
         "base_model.model.lm_head.lora_A.weight": np.ones((2, WIDTH), np.float32),
         "base_model.model.lm_head.lora_B.weight": np.ones((32, 2), np.float32),
     }
-    checked = check(make_adapter(tmp_path / "a", tensors=factors), fingerprint)
+    targets = {"target_modules": ["embed_tokens", "lm_head"]}
+    checked = check(make_adapter(tmp_path / "a", tensors=factors, config=targets), fingerprint)
     assert checked.targets == ("embed_tokens", "lm_head")
     assert find_in_base("lm_head.weight", fingerprint) == ("model.embed_tokens.weight", (32, WIDTH))
 
