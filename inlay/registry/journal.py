@@ -181,10 +181,10 @@ def append(
     """Add one row, inside a transaction. Its time is later than that of every row before it."""
     if len(why) > MAX_WHY or len(who) > MAX_WHY:
         raise InputError(f"who and why are at most {MAX_WHY} characters, got {max(len(why), len(who))}")
-    last = head(db)
+    seq, previous, latest = _newest(db)
     row: dict[str, Any] = {
-        "seq": last[0] + 1,
-        "at": _after(db),
+        "seq": seq + 1,
+        "at": _after(latest),
         "who": _storable(who),
         "verb": verb,
         "name": name,
@@ -199,7 +199,7 @@ def append(
         "why": _storable(why),
         "verdict": canonical(verdict) if verdict is not None else None,
         "detail": canonical(detail or {}),
-        "previous": last[1],
+        "previous": previous,
     }
     row["hash"] = row_hash(row)
     _insert(db, row)
@@ -293,8 +293,15 @@ def event(row: Mapping[str, Any] | sqlite3.Row) -> Event:
 
 def head(db: Database) -> tuple[int, str]:
     """(seq, hash) of the newest row; (0, GENESIS) of an empty journal."""
-    row = db.row("SELECT seq, hash FROM journal ORDER BY seq DESC LIMIT 1")
-    return (row["seq"], row["hash"]) if row else (0, GENESIS)
+    return _newest(db)[:2]
+
+
+def _newest(db: Database) -> tuple[int, str, str]:
+    """`head`, and the latest time of any row: a row that came in a bundle may be later than the last one."""
+    row = db.row(
+        "SELECT seq, hash, (SELECT max(at) FROM journal) AS latest FROM journal ORDER BY seq DESC LIMIT 1"
+    )
+    return (row["seq"], row["hash"], row["latest"]) if row else (0, GENESIS, "")
 
 
 def events(
@@ -370,12 +377,12 @@ def verify(db: Database) -> list[str]:
     return problems
 
 
-def _after(db: Database) -> str:
-    """Now, or a microsecond past the newest row where the clock has not moved on or went back."""
-    present, newest = now(), db.row("SELECT max(at) AS at FROM journal")
-    if newest is None or newest["at"] is None or present > newest["at"]:
+def _after(latest: str) -> str:
+    """Now, or a microsecond past `latest` where the clock has not moved on or went back."""
+    present = now()
+    if present > latest:
         return present
-    return timestamp(datetime.fromisoformat(newest["at"]) + timedelta(microseconds=1))
+    return timestamp(datetime.fromisoformat(latest) + timedelta(microseconds=1))
 
 
 def _storable(text: str) -> str:
