@@ -34,6 +34,11 @@ VERBS = (
     ("yank", "live", "Mark a version as bad, so that nothing rolls back to it."),
     ("push", "hub", "Send a version or variant to the Hugging Face Hub, with a model card."),
     ("pull", "hub", "Register an adapter from the Hugging Face Hub, pinned to a commit."),
+    ("retire", "live", "Give up versions that never were live, so that their bytes may go."),
+    ("purge", "live", "Erase the bytes of versions because the law says they must go."),
+    ("describe", "live", "Say what a name or a version is, whose it is, and tag it."),
+    ("bundle", "bundle", "Write names, or the whole store, into one file."),
+    ("unbundle", "bundle", "Take over what a bundle holds."),
     ("fsck", "store", "Check every byte and row of the store."),
     ("gc", "store", "Remove leftovers that nothing refers to."),
 )

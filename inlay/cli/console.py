@@ -66,13 +66,22 @@ def emit(verb: str, as_json: bool, result: Any, text: str | Callable[[], str]) -
         click.echo(text() if callable(text) else text)
 
 
+def printable_lines(lines: Sequence[str]) -> str:
+    """Lines with words from outside, safe to print."""
+    from inlay.registry.printable import printable
+
+    return "\n".join(printable(line) for line in lines)
+
+
 def width() -> int:
     """Columns of the terminal; 100 where there is none."""
     return shutil.get_terminal_size((100, 24)).columns
 
 
 def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    """Left-aligned columns under headers; the widest column gives way where the terminal is too small."""
+    """Left-aligned columns under headers. Where the terminal is too small the widest column gives way, the
+    first, which says what the row is about, after all others.
+    """
     from inlay.registry.printable import printable
 
     cells = [[printable(str(c)) for c in row] for row in [headers, *rows]]
@@ -80,7 +89,8 @@ def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
     gap = 2
     over = sum(widths) + gap * (len(widths) - 1) - width()
     while over > 0 and max(widths) > NARROWEST:
-        widest = widths.index(max(widths))
+        others = widths[1:] if max(widths[1:], default=0) > NARROWEST else widths
+        widest = widths.index(max(others), len(widths) - len(others))
         give = min(over, widths[widest] - NARROWEST)
         widths[widest] -= give
         over -= give

@@ -1,4 +1,4 @@
-"""inlay guard, promote, rollback, yank"""
+"""inlay guard, promote, rollback, yank, retire, purge, describe"""
 
 from __future__ import annotations
 
@@ -149,6 +149,85 @@ def yank_verb(
         ref, why=why, rollback_dependents=rollback_dependents, otherwise=otherwise, dry_run=dry_run
     )
     _say("yank", as_json, events, dry_run)
+
+
+@click.command("retire")
+@click.argument("refs", nargs=-1, required=True, metavar="REF…")
+@click.option("--dry-run", is_flag=True, help="Say what would be retired; change nothing.")
+@click.option("--why", required=True, metavar="TEXT", help="The reason, kept in the journal.")
+@common
+def retire_verb(refs: tuple[str, ...], dry_run: bool, why: str, store: str | None, as_json: bool) -> None:
+    """Give up exact versions or locks that never were live, so that `inlay gc` may take their bytes.
+
+    What is or was live is kept, and so is what a lock needs, unless that is retired with it. All or nothing.
+
+    \b
+    Example:
+      inlay retire legal-clauses@v4 legal-clauses@v5 --why "failed runs"
+    """
+    _say("retire", as_json, open_store(store).retire(refs, why=why, dry_run=dry_run), dry_run)
+
+
+@click.command("purge")
+@click.argument("refs", nargs=-1, required=True, metavar="REF…")
+@click.option("--dry-run", is_flag=True, help="Say what would be purged; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--why", required=True, metavar="TEXT", help="The reason, kept in the journal.")
+@common
+def purge_verb(
+    refs: tuple[str, ...], dry_run: bool, yes: bool, why: str, store: str | None, as_json: bool
+) -> int:
+    """Erase the bytes of exact versions or locks because the law says they must go. Cannot be undone.
+
+    Weights, training records and reports go; numbers, scores and a tombstone in the journal stay, and the
+    same bytes are refused for good. Bundles, hubs and backups elsewhere are not reached.
+
+    \b
+    Example:
+      inlay purge letters@v3 --why "erasure request 2026-118"
+    """
+    registry = open_store(store)
+    if not dry_run and not yes:
+        planned = registry.purge(refs, why=why, dry_run=True)
+        if planned:
+            click.confirm(
+                f"erase {', '.join(str(e.from_ref) for e in planned)} for good?", abort=True, err=True
+            )
+    _say("purge", as_json, registry.purge(refs, why=why, dry_run=dry_run), dry_run)
+    return 0
+
+
+@click.command("describe")
+@click.argument("ref", metavar="NAME|REF")
+@click.option("--owner", metavar="WHO", help="Who answers for NAME from now on.")
+@click.option("--description", metavar="TEXT", help="What it is, in a sentence; an empty one removes it.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="A word or word=value; repeatable.")
+@click.option("--untag", "untags", multiple=True, metavar="TAG", help="A tag to take away; repeatable.")
+@why_option
+@common
+def describe_verb(
+    ref: str,
+    owner: str | None,
+    description: str | None,
+    tags: tuple[str, ...],
+    untags: tuple[str, ...],
+    why: str,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Say what a NAME or an exact version is, whose it is, and tag it. Journaled; moves nothing.
+
+    \b
+    Example:
+      inlay describe legal-clauses --owner legal-team --tag gdpr
+      inlay describe legal-clauses@v3 --tag reviewed
+    """
+    if owner is None and description is None and not tags and not untags:
+        raise click.UsageError("say something: --owner, --description, --tag or --untag")
+    event = open_store(store).describe(
+        ref, owner=owner, description=description, tag=tags, untag=untags, why=why
+    )
+    _say("describe", as_json, [event] if event is not None else [])
 
 
 def _keep_shipped(registry: Any, guard: Any) -> None:

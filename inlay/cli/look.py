@@ -2,44 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from inlay.cli.console import common, emit, open_store, points, table
+from inlay.cli.console import common, emit, open_store, points, table, width
 
 if TYPE_CHECKING:
-    from inlay.registry import Event, Lock, NameRow, Version
+    from inlay.registry import Event, Lock, NameRow, Registry, Version
+
+READABLE = 14
+"""A last column narrower than this is left out rather than cut."""
 
 
 @click.command("ls")
 @click.argument("name", required=False)
 @click.option("--kind", type=click.Choice(["adapter", "variant"]), help="Only names of this kind.")
-@click.option(
-    "--limit", type=click.IntRange(1), default=50, show_default=True, help="Versions shown of NAME."
-)
+@click.option("--tag", metavar="TAG", help="Only what has this tag, itself or in a version.")
+@click.option("--owner", metavar="WHO", help="Only names that this owner answers for.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Lines shown.")
+@click.option("--after", metavar="NAME", help="Names behind this one: the next page.")
+@click.option("--before", metavar="VERSION", help="Versions of NAME before this one (v12): the next page.")
 @common
-def ls_verb(name: str | None, kind: str | None, limit: int, store: str | None, as_json: bool) -> None:
-    """List all names and what their aliases point to, or the versions of NAME.
+def ls_verb(
+    name: str | None,
+    kind: str | None,
+    tag: str | None,
+    owner: str | None,
+    limit: int,
+    after: str | None,
+    before: str | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """List all names and what their aliases point to, or the versions of NAME, newest first.
 
     \b
     Example:
-      inlay ls
+      inlay ls --tag gdpr
       inlay ls legal-clauses
     """
-    registry = open_store(store)
     if name is None:
-        rows = registry.names(kind)
-        emit("ls", as_json, [_name_dict(row) for row in rows], lambda: _names_text(rows))
+        if before is not None:
+            raise click.UsageError(
+                "--before pages through the versions of one NAME; names go on with --after"
+            )
+        _list_names(open_store(store), kind, tag, owner, limit, after, as_json)
         return
-    held = next((row for row in registry.names() if row.name == name), None)
-    things: list[Any]
-    if held is not None and held.kind == "variant":
-        things = registry.locks(name, limit=limit)
-        emit("ls", as_json, [lock_dict(x) for x in things], lambda: _locks_text(things))
-    else:
-        things = registry.versions(name, limit=limit)
-        emit("ls", as_json, [version_dict(x) for x in things], lambda: _versions_text(things))
+    if kind or owner or after:
+        raise click.UsageError("--kind, --owner and --after are for the list of names, not for one NAME")
+    registry, below = open_store(store), None if before is None else _number(before)
+    about = registry.about(name)
+    listed = registry.locks if about.kind == "variant" else registry.versions
+    things: list[Any] = list(listed(name, limit=limit + 1, before=below, tag=tag))
+    if len(things) > limit:
+        things.pop()
+        _say_more(f"inlay ls {name}", limit, f"--before v{things[-1].number}", tag=tag)
+    as_dict = lock_dict if about.kind == "variant" else version_dict
+    tags = {number: said.tags for number, said in about.versions.items()}
+    emit(
+        "ls",
+        as_json,
+        [{**as_dict(x), "tags": list(tags.get(x.number, ()))} for x in things],
+        lambda: _locks_text(things, tags) if about.kind == "variant" else _versions_text(things, tags),
+    )
+
+
+def _list_names(
+    registry: Registry,
+    kind: str | None,
+    tag: str | None,
+    owner: str | None,
+    limit: int,
+    after: str | None,
+    as_json: bool,
+) -> None:
+    rows = registry.names(kind, tag=tag, owner=owner, limit=limit + 1, after=after)
+    if len(rows) > limit:
+        rows.pop()
+        _say_more("inlay ls", limit, f"--after {rows[-1].name}", kind=kind, tag=tag, owner=owner)
+    nothing = "nothing is registered yet; begin with `inlay train` or `inlay add`"
+    if kind or tag or owner or after:
+        nothing = "no such names"
+    emit("ls", as_json, [_name_dict(row) for row in rows], lambda: _names_text(rows) if rows else nothing)
+
+
+def _say_more(command: str, limit: int, where: str, **options: str | None) -> None:
+    given = [f"--{key} {value}" for key, value in options.items() if value is not None]
+    click.echo(f"there is more: {' '.join([command, *given, f'--limit {limit}', where])}", err=True)
+
+
+def _number(text: str) -> int:
+    digits = text.removeprefix("v")
+    if not digits.isdecimal() or len(digits) > 15:
+        raise click.UsageError(f"a version is written like v12, got {text[:40]!r}")
+    return int(digits)
 
 
 @click.command("show")
@@ -47,7 +105,7 @@ def ls_verb(name: str | None, kind: str | None, limit: int, store: str | None, a
 @click.option("--at", metavar="TIME", help="What the reference meant then (ISO 8601, UTC).")
 @common
 def show_verb(ref: str, at: str | None, store: str | None, as_json: bool) -> None:
-    """Show what REF means: bytes, base, scores, forgetting, what is live with it.
+    """Show what REF means: bytes, base, licence, scores, forgetting, what is live with it.
 
     \b
     Example:
@@ -58,25 +116,36 @@ def show_verb(ref: str, at: str | None, store: str | None, as_json: bool) -> Non
 
     registry = open_store(store)
     found = registry.resolve(ref, at=at)
+    about = registry.about(found.name)
+    said = about.versions.get(found.number)
     details = version_dict(found) if isinstance(found, Version) else lock_dict(found)
+    details["owner"] = about.owner
+    details["tags"] = sorted({*about.tags, *(said.tags if said else ())})
+    details["description"] = (said.description if said else "") or about.description
     details["evals"] = [
         {"suite": e.suite_name, "score": e.score, "n": e.n, "low": e.low, "high": e.high, "metric": e.metric}
         for e in registry.evals(found.digest)
     ]
-    report = next(iter(registry.reports(found.digest, "forgetting", limit=1)), None)
-    details["forgetting"] = report
-    own = next(row for row in registry.names() if row.name == found.name)
+    kept = found.state in ("active", "yanked")
+    details["forgetting"] = (
+        next(iter(registry.reports(found.digest, "forgetting", limit=1)), None) if kept else None
+    )
     details["live_in"] = [
-        *(f"{own.name}@{alias}" for alias, target in own.aliases.items() if target == found.ref),
+        *(
+            f"{found.name}@{alias}"
+            for alias, target in registry.aliases(found.name).items()
+            if target == found.ref
+        ),
         *(dependent.ref for dependent in registry.dependents(found)),
     ]
+    if found.state != "active":
+        ends = ("yank", "retire", "purge")
+        last = next(e for e in registry.journal(found.name) if e.verb in ends and e.from_ref == found.ref)
+        details["ended"] = event_dict(last)
     if isinstance(found, Version):
-        run = registry.run_of(found) or {}
-        details["run"] = {
-            k: run.get(k)
-            for k in ("dataset", "declared", "settings", "steps", "seconds", "tokens")
-            if k in run
-        }
+        run = (registry.run_of(found) if kept else None) or {}
+        wanted = ("dataset", "declared", "settings", "steps", "seconds", "tokens")
+        details["run"] = {key: run.get(key) for key in wanted if key in run}
     emit("show", as_json, details, lambda: _show_text(details))
 
 
@@ -96,7 +165,11 @@ def version_dict(version: Version) -> dict[str, Any]:
         "created": version.created,
         "author": version.author,
         "why": version.why,
+        "state": version.state,
         "yanked": version.yanked,
+        "licence": version.licence,
+        "card": dict(version.card),
+        "lineage": version.lineage,
         "notes": list(version.notes),
     }
 
@@ -116,6 +189,7 @@ def lock_dict(lock: Lock) -> dict[str, Any]:
         "created": lock.created,
         "author": lock.author,
         "why": lock.why,
+        "state": lock.state,
         "yanked": lock.yanked,
     }
 
@@ -150,24 +224,51 @@ def _name_dict(row: NameRow) -> dict[str, Any]:
         "aliases": dict(row.aliases),
         "yanked": row.yanked,
         "owner": row.owner,
+        "description": row.description,
+        "tags": list(row.tags),
         "created": row.created,
     }
 
 
 def _names_text(rows: list[NameRow]) -> str:
-    if not rows:
-        return "nothing is registered yet; begin with `inlay train` or `inlay add`"
     cells = [
-        (r.name, r.kind, f"v{r.latest}", _aliases(r) or "-", str(r.yanked or "-"), r.owner) for r in rows
+        (
+            r.name,
+            r.kind,
+            f"v{r.latest}",
+            _aliases(r) or "-",
+            str(r.yanked or "-"),
+            r.owner,
+            ", ".join(r.tags),
+            r.description,
+        )
+        for r in rows
     ]
-    return table(cells, ("name", "kind", "latest", "live", "yanked", "owner"))
+    return _filled(
+        cells, ("name", "kind", "latest", "live", "yanked", "owner", "tags", "description"), needed=4
+    )
+
+
+def _filled(cells: Sequence[tuple[str, ...]], headers: tuple[str, ...], needed: int) -> str:
+    """The table without columns that have nothing in any row; where the terminal is too small for the rest
+    beside `needed` ones, without the last of them.
+    """
+    kept = [i for i in range(len(headers)) if any(row[i] for row in cells)]
+    widths = {i: max(len(headers[i]), *(len(row[i]) for row in cells)) + 2 for i in kept}
+    while kept[-1] >= needed:
+        if sum(widths[i] for i in kept[:-1]) + min(widths[kept[-1]], READABLE) <= width():
+            break
+        kept.pop()
+    return table([[row[i] for i in kept] for row in cells], [headers[i] for i in kept])
 
 
 def _aliases(row: NameRow) -> str:
     return ", ".join(f"{alias} → {target.rpartition('@')[2]}" for alias, target in row.aliases.items())
 
 
-def _versions_text(versions: list[Version]) -> str:
+def _versions_text(versions: list[Version], tags: dict[int, tuple[str, ...]]) -> str:
+    if not versions:
+        return "no such versions"
     cells = [
         (
             v.ref,
@@ -175,48 +276,61 @@ def _versions_text(versions: list[Version]) -> str:
             str(v.rank),
             f"{v.parameters:,}",
             v.base.name,
-            v.created[:16],
-            "yanked" if v.yanked else "",
+            v.created[:16].replace("T", " "),
+            "" if v.state == "active" else v.state,
+            ", ".join(tags.get(v.number, ())),
             v.why,
         )
         for v in versions
     ]
-    return table(cells, ("version", "kind", "rank", "parameters", "base", "made", "", "why"))
+    return _filled(
+        cells, ("version", "kind", "rank", "parameters", "base", "made", "state", "tags", "why"), needed=4
+    )
 
 
-def _locks_text(locks: list[Lock]) -> str:
+def _locks_text(locks: list[Lock], tags: dict[int, tuple[str, ...]]) -> str:
+    if not locks:
+        return "no such locks"
     cells = [
-        (x.ref, ", ".join(m.ref for m in x.members), x.created[:16], "yanked" if x.yanked else "", x.why)
+        (
+            x.ref,
+            ", ".join(m.ref for m in x.members),
+            x.created[:16].replace("T", " "),
+            "" if x.state == "active" else x.state,
+            ", ".join(tags.get(x.number, ())),
+            x.why,
+        )
         for x in locks
     ]
-    return table(cells, ("lock", "members", "made", "", "why"))
+    return _filled(cells, ("lock", "members", "made", "state", "tags", "why"), needed=4)
 
 
 def _show_text(details: dict[str, Any]) -> str:
     from inlay.registry import printable
 
-    lines = [f"{details['ref']}   {details['digest']}" + ("   YANKED" if details["yanked"] else "")]
+    state = "" if details["state"] == "active" else f"   {details['state'].upper()}"
+    lines = [f"{details['ref']}   {details['digest']}{state}"]
+    if details["description"]:
+        lines.append(f"about     {details['description']}")
     base = details["base"]
     lines.append(f"base      {base['name']}  weights {base['weights'][:19]}…  prompt {base['prompt'][:19]}…")
-    if "kind" in details:
+    if details.get("base_mismatch"):
+        lines.append("          it was trained on another base; that was allowed when it was registered")
+    lines += _adapter_lines(details) if "kind" in details else _member_lines(details)
+    made = f"{details['created'][:19].replace('T', ' ')} by {details['author']}"
+    lines.append(f"made      {made}: {details['why'] or '(no reason given)'}")
+    lines.append(f"owner     {details['owner']}")
+    if details["tags"]:
+        lines.append(f"tags      {', '.join(details['tags'])}")
+    data = (details.get("run") or {}).get("dataset")
+    if data:
         lines.append(
-            f"adapter   {details['kind']}, rank {details['rank']}, {details['parameters']:,} parameters, "
-            f"{details['bytes']:,} bytes, {details['exactness']}"
+            f"data      {data.get('name')}, {data.get('rows')} rows, {str(data.get('digest'))[:19]}…"
         )
-        lines.append(f"targets   {', '.join(sorted({t.rpartition('.')[2] for t in details['targets']}))}")
-    else:
-        lines += [
-            f"member    {m['ref']}  weight {m['weight']:g}  at {m['path'] or 'the root'}"
-            for m in details["members"]
-        ]
-    lines.append(
-        f"made      {details['created'][:19]} by {details['author']}: {details['why'] or '(no reason given)'}"
-    )
-    run = details.get("run") or {}
-    if "dataset" in run:
-        data = run["dataset"]
-        lines.append(f"data      {data['name']}, {data['rows']} rows, {data['digest'][:19]}…")
+    lines += [f"note      {note}" for note in details.get("notes", ())]
     lines.append(f"live in   {', '.join(details['live_in']) or '-'}")
+    if "ended" in details:
+        lines.append(f"ended     {details['ended']['sentence']}")
     lines = [printable(line) for line in lines]
     if details["evals"]:
         cells = [
@@ -227,3 +341,35 @@ def _show_text(details: dict[str, Any]) -> str:
     if details["forgetting"]:
         lines += ["", printable(details["forgetting"]["verdict"])]
     return "\n".join(lines)
+
+
+def _adapter_lines(details: dict[str, Any]) -> list[str]:
+    worth = {
+        "exact": "exact in a composition",
+        "needs-conversion": "exact in a composition after conversion",
+        "alone": "usable alone only",
+    }
+    lines = [
+        f"adapter   {details['kind']}, rank {details['rank']}, {details['parameters']:,} parameters, "
+        f"{details['bytes']:,} bytes, {worth.get(details['exactness'], details['exactness'])}",
+        f"targets   {', '.join(sorted({t.rpartition('.')[2] for t in details['targets']}))}",
+        f"licence   {details['licence'] or 'none stated'}",
+    ]
+    card = ", ".join(
+        f"{key} {' '.join(value) if isinstance(value, list) else value}"
+        for key, value in details["card"].items()
+        if key in ("base_model", "language", "datasets", "pipeline_tag", "tags")
+    )
+    if card:
+        lines.append(f"card      {card}")
+    hub = (details["lineage"] or {}).get("hub")
+    if hub:
+        lines.append(f"from      {hub.get('repo')} at commit {hub.get('commit')} on the hub")
+    return lines
+
+
+def _member_lines(details: dict[str, Any]) -> list[str]:
+    return [
+        f"member    {m['ref']}  weight {m['weight']:g}  at {m['path'] or 'the root'}"
+        for m in details["members"]
+    ]

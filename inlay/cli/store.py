@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from inlay.cli.console import common, emit, json_option, open_store, why_option
+from inlay.cli.console import common, emit, json_option, open_store, printable_lines, why_option
 
 
 @click.command("init")
@@ -41,7 +41,9 @@ def init_verb(folder: str, as_json: bool) -> None:
 @click.option(
     "--examples", metavar="FILE", help='JSONL of {"prompt"}: requests this adapter is for, for routers.'
 )
-@click.option("--owner", help="Who answers for this name; kept with its first version.")
+@click.option("--owner", metavar="WHO", help="Who answers for this name, if it is new.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag for the version; repeatable.")
+@click.option("--description", metavar="TEXT", help="What the version is, in a sentence.")
 @click.option(
     "--allow-base-mismatch",
     is_flag=True,
@@ -58,6 +60,8 @@ def add_verb(
     base: str,
     examples: str | None,
     owner: str | None,
+    tags: tuple[str, ...],
+    description: str | None,
     allow_base_mismatch: bool,
     accept_prompt_change: bool,
     why: str,
@@ -90,6 +94,8 @@ def add_verb(
         owner=owner,
         allow_base_mismatch=allow_base_mismatch,
         accept_prompt_change=accept_prompt_change,
+        tag=tags,
+        description=description,
     )
     from inlay.cli.look import version_dict
 
@@ -99,19 +105,50 @@ def add_verb(
 
 
 @click.command("fsck")
+@click.option(
+    "--head",
+    metavar="'SEQ HASH'|FILE",
+    help="A head that `inlay log --head` printed: finds a cut or rewritten journal.",
+)
+@click.option("--repair", is_flag=True, help="Put back missing triggers and, with --from, damaged objects.")
+@click.option("--from", "bundle", metavar="BUNDLE", help="With --repair: where sound objects are taken from.")
 @common
-def fsck_verb(store: str | None, as_json: bool) -> int:
+def fsck_verb(head: str | None, repair: bool, bundle: str | None, store: str | None, as_json: bool) -> int:
     """Read every byte and row of the store and say what is wrong; exit code 1 if anything is.
+
+    Rows are never repaired: where they were changed, unbundle a complete bundle into a new store.
 
     \b
     Example:
       inlay fsck
+      inlay log --head > head.txt; inlay fsck --head head.txt
+      inlay fsck --repair --from all.bundle
     """
     import inlay
 
-    problems = inlay.Registry.open(store, check=False).fsck()
-    emit("fsck", as_json, {"problems": problems}, "\n".join(problems) or "the store is sound")
+    if bundle is not None and not repair:
+        raise click.UsageError("--from goes with --repair")
+    registry = inlay.Registry.open(store, check=False)
+    exported = None if head is None else _exported_head(head)
+    repaired = registry.repair(bundle) if repair else []
+    problems = registry.fsck(exported)
+    lines = [*repaired, *problems] or ["the store is sound"]
+    if repaired and not problems:
+        lines.append("the store is sound now")
+    emit("fsck", as_json, {"problems": problems, "repaired": repaired}, lambda: printable_lines(lines))
     return 1 if problems else 0
+
+
+def _exported_head(text: str) -> tuple[int, str]:
+    """(seq, hash) out of "12 sha256:…" or of a file that holds it."""
+    from inlay.registry.canonical import is_digest
+    from inlay.registry.recipes import read_text
+
+    said = text if " " in text.strip() else read_text(Path(text), "head")
+    seq, _, digest = said.strip().partition(" ")
+    if not seq.isdecimal() or len(seq) > 15 or not is_digest(digest.strip()):
+        raise click.UsageError("a head is what `inlay log --head` printed: a number and a hash")
+    return int(seq), digest.strip()
 
 
 @click.command("gc")

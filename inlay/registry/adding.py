@@ -4,12 +4,12 @@ stored is an unreferenced object that `gc` removes; there is never a row without
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from inlay.errors import BaseMismatch, InputError
-from inlay.registry import ingest, journal, lookup, removing
+from inlay.registry import describing, ingest, journal, lookup, removing
 from inlay.registry.canonical import canonical, digest_of_file, now
 from inlay.registry.fingerprint import BaseFingerprint
 from inlay.registry.names import check_name
@@ -30,9 +30,12 @@ def add(
     who: str,
     allow_base_mismatch: bool,
     accept_prompt_change: bool,
+    tag: Sequence[str] = (),
+    description: str | None = None,
 ) -> Version:
     """See `Registry.add`."""
     check_name(name)
+    describing.check(tag, description)
     _refuse_other_kind(store, name)
     run_text = canonical(run) if run is not None else None
     lineage_text = canonical(lineage) if lineage is not None else None
@@ -98,6 +101,17 @@ def add(
         if mismatch:
             detail["base_mismatch"] = dict(trained_on)
         journal.append(store.db, who=who, verb="add", name=name, after=target, why=why, detail=detail)
+        if tag or description is not None:
+            describing.describe(
+                store,
+                target.ref,
+                owner=None,
+                description=description,
+                tag=tag,
+                untag=(),
+                why="",
+                who=who,
+            )
         made = lookup.by_number(store, name, number)
     assert isinstance(made, Version)
     return made

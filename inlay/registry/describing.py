@@ -45,12 +45,9 @@ def describe(
 ) -> journal.Event | None:
     """See `Registry.describe`."""
     name, exact = _subject(ref)
-    for word in (*tag, *untag):
-        _check_tag(word)
+    check((*tag, *untag), description)
     if owner is not None and (exact or not 0 < len(owner) <= 200):
         raise InputError("an owner is of a name, in 1 to 200 characters", fix=f"describe {name} itself")
-    if description is not None and len(description) > MAX_TEXT:
-        raise InputError(f"a description has at most {MAX_TEXT} characters, got {len(description)}")
     with store.db.transaction():
         lookup.need_name(store, name)
         thing = lookup.resolve(store, ref) if exact else None
@@ -159,8 +156,13 @@ def _subject(ref: str) -> tuple[str, bool]:
     return reference.name, True
 
 
-def _check_tag(word: str) -> None:
-    if not isinstance(word, str) or not _TAG.fullmatch(word):
-        raise InputError(
-            f"a tag is a word or word=value, got {ascii(word)[:80]}", fix="write it like gdpr or stage=pilot"
-        )
+def check(tags: Sequence[str], description: str | None) -> None:
+    """InputError for a word that is no tag, or a description that is too long."""
+    for word in tags:
+        if not isinstance(word, str) or not _TAG.fullmatch(word):
+            raise InputError(
+                f"a tag is a word or word=value, got {ascii(word)[:80]}",
+                fix="write it like gdpr or stage=pilot",
+            )
+    if description is not None and len(description) > MAX_TEXT:
+        raise InputError(f"a description has at most {MAX_TEXT} characters, got {len(description)}")

@@ -133,7 +133,7 @@ class Event:
             case "purge":
                 said = f"purged {before}, its bytes are erased"
             case "describe":
-                said = f"{self._described()} {self.to_ref or self.name}"
+                said = f"described {self.to_ref or self.name} ({self._described()})"
             case "guard":
                 said = (
                     f"set the guard of {where}"
@@ -152,12 +152,12 @@ class Event:
 
     def _described(self) -> str:
         parts = {
-            "owner": f"made {self.detail.get('owner')} the owner of",
-            "description": "described",
-            "tag": f"tagged {', '.join(self.detail.get('tag', ()))} on",
-            "untag": f"took the tag {', '.join(self.detail.get('untag', ()))} from",
+            "owner": f"owner {self.detail.get('owner')}",
+            "description": "a new description",
+            "tag": f"tagged {', '.join(self.detail.get('tag', ()))}",
+            "untag": f"no longer tagged {', '.join(self.detail.get('untag', ()))}",
         }
-        return " and ".join(said for key, said in parts.items() if key in self.detail)
+        return ", ".join(said for key, said in parts.items() if key in self.detail)
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain JSON, for `--json` and for bundles."""

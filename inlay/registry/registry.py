@@ -100,6 +100,8 @@ class Registry:
         owner: str | None = None,
         allow_base_mismatch: bool = False,
         accept_prompt_change: bool = False,
+        tag: Sequence[str] = (),
+        description: str | None = None,
     ) -> Version:
         """Register the PEFT adapter in `folder`, made for `base`, as the next version of `name`.
 
@@ -121,6 +123,8 @@ class Registry:
             who=who,
             allow_base_mismatch=allow_base_mismatch,
             accept_prompt_change=accept_prompt_change,
+            tag=tag,
+            description=description,
         )
 
     def names(
@@ -194,6 +198,12 @@ class Registry:
     def current(self, name: str, alias: str) -> Version | Lock | None:
         """What the alias points to; None if it never did, or is disabled."""
         return lookup.current(self._store, check_name(name), check_alias(alias))
+
+    def aliases(self, name: str) -> dict[str, str]:
+        """{alias: what it points to ("legal@v2"), or "disabled"} of a name, in alphabetical order."""
+        lookup.need_name(self._store, name)
+        moves = journal.live(self._store.db, [name]).get(name, {})
+        return {alias: move.to_ref or "disabled" for alias, move in moves.items()}
 
     def run_of(self, version: Version) -> dict[str, Any] | None:
         """The training record that came with a version, verified; None if none did."""

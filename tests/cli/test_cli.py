@@ -144,7 +144,7 @@ def test_the_way_of_an_adapter(work: Path, lora: Path, capsys: pytest.CaptureFix
     assert code == 2 and "yanked" in err
     log = as_json(capsys, "log")
     assert [e["verb"] for e in log][:3] == ["yank", "rollback", "rollback"]
-    assert as_json(capsys, "fsck") == {"problems": []}
+    assert as_json(capsys, "fsck") == {"problems": [], "repaired": []}
 
 
 def test_words_fit_a_narrow_terminal(

@@ -18,9 +18,9 @@ def test_what_is_said_last_holds_and_all_of_it_is_kept(three: Registry) -> None:
     assert about.tags == ("gdpr", "stage=live")
     assert about.versions[2].tags == ("reviewed",) and about.versions[2].description == "more data"
     sentences = [event.sentence() for event in three.journal("legal") if event.verb == "describe"]
-    assert sentences[0].endswith("anna described and tagged reviewed on legal@v2: audit")
-    assert "took the tag stage=pilot from" in sentences[1]
-    assert "made legal-team the owner of" in sentences[2]
+    assert sentences[0].endswith("anna described legal@v2 (a new description, tagged reviewed): audit")
+    assert "no longer tagged stage=pilot" in sentences[1]
+    assert "described legal (owner legal-team, a new description, tagged gdpr, stage=pilot)" in sentences[2]
     row = next(row for row in three.names() if row.name == "legal")
     assert (row.owner, row.description, row.tags) == ("legal-team", "clauses and terms", about.tags)
 
