@@ -206,12 +206,11 @@ def _scores(registry: Registry, thing: Version | Lock, earlier: Version | Lock |
             against[change.label] = (label if subject else _code(label), change)
     for label, (whom, change) in sorted(against.items()):
         certain = "more than chance" if change.sure else "could be chance"
-        base = (
-            f" The base: {percent(change.base)}%." if change.base is not None and whom != "the base" else ""
-        )
+        base = change.base if whom != "the base" else None
         yield (
-            f"- {escape(label)}: {percent(change.after)}% right, {change_words(change)} against {whom}, {certain} "
-            f"({change.n:,} questions).{base}"
+            f"- {escape(label)}: {percent(change.after)}% right, {change_words(change)} against {whom}, "
+            f"{certain} ({change.n:,} questions)."
+            + (f" The base: {percent(base)}%." if base is not None else "")
         )
     compared = {change.suite for _, change in against.values()}
     alone = {e.suite_name: e for e in reversed(registry.evals(thing.digest)) if e.suite_name not in compared}

@@ -162,7 +162,9 @@ def _versions(store: Registry, first: Version, second: Version, notes: list[str]
     runs = [_run(store, version) for version in both]
     for version, held, run in zip(both, files, runs, strict=True):
         if held is None:
-            notes.append(f"{version.ref} was {version.state} and its bytes are gone: no files, no norms")
+            notes.append(
+                f"{version.ref} was {version.state}, its bytes are gone: its files cannot be compared"
+            )
         elif run is None:
             notes.append(f"{version.ref} has no training record: its data cannot be compared")
     return {

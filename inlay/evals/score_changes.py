@@ -117,7 +117,8 @@ def score_changes(
 ) -> tuple[tuple[ScoreChange, ...], tuple[NotComparable, ...]]:
     """Every suite that the subjects `a` and `b` (digests, "base") were scored on, in alphabetical order.
 
-    `labels` call them in reasons; `parts` adds splits and skills, for which each suite is read. Raises IntegrityError where a stored suite does not fit its outcomes.
+    `labels` call them in reasons; `parts` adds splits and skills, for which each suite is read. Raises
+    IntegrityError where a stored suite does not fit its outcomes.
     """
     first, second = ({_key(r): r for r in reversed(store.evals(subject))} for subject in (a, b))
     pairs = [(first[key], second[key]) for key in first if key in second]
