@@ -76,16 +76,16 @@ def push(
         said = printable(" ".join(said.split()))[:_MESSAGE] or target.ref
         with bars(progress):
             commit, changed, notes = _send(repo, files, said, revision, private)
-    return Pushed(
-        ref=target.ref,
-        repo=repo,
-        commit=commit,
-        url=f"{endpoint()}/{repo}/commit/{commit}",
-        files=tuple(sorted(files)),
-        nbytes=sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files.values()),
-        changed=changed,
-        notes=(*_telling(folder_config=files[CONFIG]), *notes),
-    )
+        return Pushed(
+            ref=target.ref,
+            repo=repo,
+            commit=commit,
+            url=f"{endpoint()}/{repo}/commit/{commit}",
+            files=tuple(sorted(files)),
+            nbytes=sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files.values()),
+            changed=changed,
+            notes=(*_telling(folder / CONFIG), *notes),
+        )
 
 
 @contextmanager
@@ -159,10 +159,9 @@ def _send(
     return made.oid, made.oid != before.sha, notes
 
 
-def _telling(folder_config: Path | bytes) -> list[str]:
+def _telling(config: Path) -> list[str]:
     """A note where the configuration, which goes as it is, names a folder of the machine it was made on."""
-    text = folder_config if isinstance(folder_config, bytes) else folder_config.read_bytes()
-    base = json.loads(text).get("base_model_name_or_path")
+    base = json.loads(config.read_bytes()).get("base_model_name_or_path")
     if isinstance(base, str) and (base.startswith(("/", "~", ".")) or "\\" in base):
         return [f"{CONFIG} goes as it is, and names the folder of the base: {printable(base)[:120]}"]
     return []

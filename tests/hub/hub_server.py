@@ -57,6 +57,7 @@ class Request:
     received: int
     sent: int
     headers: dict[str, str]
+    """Names in lower case."""
 
 
 @dataclass
@@ -182,7 +183,12 @@ def _handler(hub: Hub, cdn: bool) -> type[BaseHTTPRequestHandler]:
         def _note(self, status: int, sent: int) -> None:
             hub.requests.append(
                 Request(
-                    self.command, self.path_only, status, len(self.body), sent, dict(self.headers.items())
+                    self.command,
+                    self.path_only,
+                    status,
+                    len(self.body),
+                    sent,
+                    {n.lower(): v for n, v in self.headers.items()},
                 )
             )
 
