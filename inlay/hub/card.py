@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 LONGEST = 400
 """Characters of one text from outside that a card repeats."""
 
-_PLAIN = re.compile(r"[^A-Za-z0-9 \u0080-\U0010ffff.,;?!'\"%+/-]")
+_MEANS_MORE = re.compile(r"[^A-Za-z0-9 \u0080-\U0010ffff.,;?!'\"%+/()=-]")
+# A colon makes an address a link; dots, dashes and digits begin a list only at the head of a line, where no
+# text from outside stands.
 
 
 class Safe(str):
@@ -46,7 +48,7 @@ def escaped(value: object) -> Safe:
         return value
     text = printable(" ".join(str(value).split()))
     text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-    return Safe(_PLAIN.sub(lambda match: f"&#{ord(match[0])};", text))
+    return Safe(_MEANS_MORE.sub(lambda match: f"&#{ord(match[0])};", text))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from pathlib import Path
@@ -176,6 +177,10 @@ def test_a_cut_download_goes_on(hub: Hub, there: Registry, tmp_path: Path) -> No
 
     hub.faults.status.clear()
     hub.requests.clear()
+    with open(parts[0].parent.parent / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused(run_alone(env, *pull), 3, "another process is pulling org/lora")
+    assert hub.seen("GET", "/resolve/") == []
     assert run_alone(env, *pull).code == 0
     served = hub.seen("GET", "/object/")
     assert [r.headers.get("range") for r in served] == [f"bytes={kept}-"]
