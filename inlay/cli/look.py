@@ -272,19 +272,19 @@ def _versions_text(versions: list[Version], tags: dict[int, tuple[str, ...]]) ->
     cells = [
         (
             v.ref,
+            "" if v.state == "active" else v.state,
             v.kind,
             str(v.rank),
             f"{v.parameters:,}",
             v.base.name,
             v.created[:16].replace("T", " "),
-            "" if v.state == "active" else v.state,
             ", ".join(tags.get(v.number, ())),
             v.why,
         )
         for v in versions
     ]
     return _filled(
-        cells, ("version", "kind", "rank", "parameters", "base", "made", "state", "tags", "why"), needed=4
+        cells, ("version", "state", "kind", "rank", "parameters", "base", "made", "tags", "why"), needed=5
     )
 
 
@@ -294,15 +294,15 @@ def _locks_text(locks: list[Lock], tags: dict[int, tuple[str, ...]]) -> str:
     cells = [
         (
             x.ref,
+            "" if x.state == "active" else x.state,
             ", ".join(m.ref for m in x.members),
             x.created[:16].replace("T", " "),
-            "" if x.state == "active" else x.state,
             ", ".join(tags.get(x.number, ())),
             x.why,
         )
         for x in locks
     ]
-    return _filled(cells, ("lock", "members", "made", "state", "tags", "why"), needed=4)
+    return _filled(cells, ("lock", "members", "made", "state", "tags", "why"), needed=3)
 
 
 def _show_text(details: dict[str, Any]) -> str:

@@ -151,7 +151,13 @@ def _missing(entry: Evidence, kind: str, *, need_base: bool) -> dict[str, Any] |
     else:
         return None
     suite = _name(entry)
-    reason = f"not enough evidence: {who} has no score on {suite}; run `inlay eval {ref} --suite {suite}`"
+    if entry.candidate is None and entry.foreign:
+        reason = (
+            f"not enough evidence: {who} was scored on {suite}, but under another base, metric or protocol "
+            f"than counts here; run `inlay eval {ref} --suite {suite}`"
+        )
+    else:
+        reason = f"not enough evidence: {who} has no score on {suite}; run `inlay eval {ref} --suite {suite}`"
     return _check(kind, _name(entry), False, reason)
 
 

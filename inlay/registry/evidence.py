@@ -193,16 +193,15 @@ def gather(
     for role, names in guard.suites.items():
         for name in names:
             row = _pinned_suite(store, name, guard.pinned.get(name))
-            records = _records(store, candidate.digest, row, candidate)
-            bases = _records(store, "base", row, candidate)
+            records = _records(store, candidate.digest, row, candidate, guard)
+            bases = _records(store, "base", row, candidate, guard)
             mine = next((r for r in records if any(r.comparable(b) for b in bases)), None)
             mine = mine or (records[0] if records else None)
             base = next((b for b in bases if mine is not None and b.comparable(mine)), None)
             before = None
             if current is not None and mine is not None:
-                before = next(
-                    (r for r in _records(store, current.digest, row, candidate) if r.comparable(mine)), None
-                )
+                theirs = _records(store, current.digest, row, candidate, guard)
+                before = next((r for r in theirs if r.comparable(mine)), None)
             found.append(
                 Evidence(
                     role=role,
@@ -214,19 +213,31 @@ def gather(
                     digest=row.digest,
                     has_current=current is not None,
                     subject=candidate.ref,
+                    foreign=mine is None and bool(_scored(store, candidate, row)),
                 )
             )
     return found
 
 
-def _records(store: Store, subject: str, row: SuiteRow, candidate: Version | Lock) -> list[EvalRecord]:
-    """Evals of `subject` on the suite, by its own metric, under the candidate's base; newest first."""
+def _records(
+    store: Store, subject: str, row: SuiteRow, candidate: Version | Lock, guard: Guard
+) -> list[EvalRecord]:
+    """Evals of `subject` on the suite, by its own metric, under the candidate's base and a protocol that
+    the guard admits; newest first.
+    """
     rows = store.db.rows(
         "SELECT * FROM evals WHERE subject = ? AND suite = ? AND metric = ? AND base_weights = ?"
         " AND base_prompt = ? ORDER BY id DESC",
         [subject, row.digest, row.metric, candidate.base.weights, candidate.base.prompt],
     )
-    return [record_of(r) for r in rows]
+    return [record for r in rows if guard.admits(record := record_of(r))]
+
+
+def _scored(store: Store, candidate: Version | Lock, row: SuiteRow) -> list[sqlite3.Row]:
+    """Evals of the candidate on the suite, however they were measured."""
+    return store.db.rows(
+        "SELECT id FROM evals WHERE subject = ? AND suite = ? LIMIT 1", [candidate.digest, row.digest]
+    )
 
 
 def _pinned_suite(store: Store, name: str, digest: str | None) -> SuiteRow:

@@ -15,6 +15,8 @@ from inlay.registry.records import EvalRecord
 
 THRESHOLDS = ("forget", "gain", "regress")
 ROLES = ("general", "target")
+STANDARD = {"decoding": "greedy", "few_shot": 0}
+"""What evidence must not differ from where the guard does not ask for something else."""
 _MAX_SUITES = 64
 
 
@@ -27,6 +29,8 @@ class Guard:
     - `regress`: most that may be lost on the target against what the alias points to now (upper bound)
     - `suites`: {"general": names, "target": names}
     - `pinned`: name of a suite -> digest, filled in when the guard is set
+    - `protocol`: fields of the protocol that evidence must have been measured under ({"dtype": "float32"});
+      greedy and without examples in the prompt unless it says otherwise
     """
 
     forget: float | None = None
@@ -34,6 +38,7 @@ class Guard:
     regress: float | None = None
     suites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pinned: Mapping[str, str] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, value: Guard | Mapping[str, Any]) -> Guard:
@@ -42,7 +47,7 @@ class Guard:
             return value
         if not isinstance(value, Mapping):
             raise InputError(f"a guard must be a mapping, got a {type(value).__name__}", fix=_allowed())
-        unknown = [key for key in value if key not in (*THRESHOLDS, "suites", "pinned")]
+        unknown = [key for key in value if key not in (*THRESHOLDS, "suites", "pinned", "protocol")]
         if unknown:
             raise InputError(f"a guard has the unknown key {str(unknown[0])[:60]!r}", fix=_allowed())
         thresholds = {key: _threshold(key, value[key]) for key in THRESHOLDS if value.get(key) is not None}
@@ -57,7 +62,9 @@ class Guard:
         pinned = value.get("pinned") or {}
         if not isinstance(pinned, Mapping) or not all(isinstance(v, str) for v in pinned.values()):
             raise InputError("pinned must map names of suites to digests")
-        return cls(**thresholds, suites=suites, pinned=dict(pinned))
+        return cls(
+            **thresholds, suites=suites, pinned=dict(pinned), protocol=_protocol(value.get("protocol") or {})
+        )
 
     def stricter(self, other: Guard | None) -> Guard:
         """The guard that asks for everything both ask for."""
@@ -74,6 +81,15 @@ class Guard:
             regress=_pick(min, self.regress, other.regress),
             suites=suites,
             pinned={**other.pinned, **self.pinned},
+            protocol={**other.protocol, **self.protocol},
+        )
+
+    def admits(self, record: EvalRecord) -> bool:
+        """Whether a score was measured under a protocol that counts here."""
+        detail = record.protocol_detail
+        asked = all(key in detail and detail[key] == value for key, value in self.protocol.items())
+        return asked and all(
+            detail.get(key, value) == value for key, value in STANDARD.items() if key not in self.protocol
         )
 
     def names(self) -> tuple[str, ...]:
@@ -89,6 +105,8 @@ class Guard:
             result["suites"] = {role: list(names) for role, names in self.suites.items()}
         if self.pinned:
             result["pinned"] = dict(self.pinned)
+        if self.protocol:
+            result["protocol"] = dict(self.protocol)
         return result
 
     def __bool__(self) -> bool:
@@ -103,7 +121,8 @@ class Evidence:
 
     `held_out` says for each item whether it is of a held-out skill; None where the suite does not say.
     `current` is None as well where the alias points to nothing yet: then `has_current` is False. `subject`
-    is the candidate's reference, `digest` the suite's.
+    is the candidate's reference, `digest` the suite's. `foreign` says that the candidate has scores on the
+    suite, none of which counts: measured under another base, metric or protocol than the guard admits.
     """
 
     role: str
@@ -115,6 +134,7 @@ class Evidence:
     digest: str = ""
     has_current: bool = False
     subject: str = ""
+    foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,10 +185,21 @@ def _suites(value: Any) -> dict[str, tuple[str, ...]]:
     return result
 
 
+def _protocol(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(
+        isinstance(key, str) and (held is None or isinstance(held, str | int | float))
+        for key, held in value.items()
+    ):
+        raise InputError(
+            "protocol must map fields to plain values", fix="protocol: {few_shot: 0, dtype: float32}"
+        )
+    return dict(value)
+
+
 def _pick(choose: Callable[..., float], one: float | None, other: float | None) -> float | None:
     both = [value for value in (one, other) if value is not None]
     return choose(both) if both else None
 
 
 def _allowed() -> str:
-    return f"allowed: {', '.join((*THRESHOLDS, 'suites'))}"
+    return f"allowed: {', '.join((*THRESHOLDS, 'suites', 'protocol'))}"

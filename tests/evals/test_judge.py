@@ -157,3 +157,9 @@ def test_every_suite_must_pass() -> None:
 
 def test_a_guard_that_asks_for_nothing_passes() -> None:
     assert judge(Guard(), []).passed
+
+
+def test_a_score_that_does_not_count_is_told_from_none() -> None:
+    for foreign, said in ((True, "but under another base, metric or protocol"), (False, "has no score on")):
+        verdict = judge(FORGET, [replace(general(480, 0), candidate=None, foreign=foreign)])
+        assert not verdict.passed and said in verdict.reasons[0]

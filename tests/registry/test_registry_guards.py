@@ -164,6 +164,45 @@ def test_evidence_on_another_content_of_the_suite_does_not_count(
     assert (general.candidate, general.base) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("asked", "measured", "counts"),
+    [
+        ({}, {"template": "chat"}, True),
+        ({}, {"decoding": "greedy", "few_shot": 0, "dtype": "bfloat16"}, True),
+        ({}, {"decoding": "greedy", "few_shot": 5}, False),
+        ({}, {"decoding": "sampled", "few_shot": 0}, False),
+        ({"few_shot": 5}, {"decoding": "greedy", "few_shot": 5}, True),
+        ({"few_shot": 5}, {"decoding": "greedy", "few_shot": 0}, False),
+        ({"dtype": "float32"}, {"dtype": "bfloat16"}, False),
+        ({"dtype": "float32"}, {"template": "chat"}, False),  # it does not say: that is not enough
+        ({"quantisation": None}, {"quantisation": "int4"}, False),
+    ],
+)
+def test_evidence_under_a_foreign_protocol_does_not_count(
+    asked: dict[str, Any],
+    measured: dict[str, Any],
+    counts: bool,
+    guarded: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guarded.set_guard("legal@prod", {**GUARD, "protocol": asked})
+    for subject in ("base", "legal@v2"):
+        score(guarded, subject, "general", (True,) * 4, protocol=measured)
+    judge = judge_with(guarded, monkeypatch, True)
+    guarded.promote("legal@v2", "prod")
+    general = judge.shown[0][1][0]
+    assert (general.candidate is not None, general.base is not None) == (counts, counts)
+    assert general.foreign is not counts
+
+
+def test_a_recipe_cannot_ask_for_an_easier_protocol(guarded: Registry) -> None:
+    strict = Guard.of({**GUARD, "protocol": {"few_shot": 0}})
+    loose = Guard.of(
+        {"forget": 0.5, "suites": GUARD["suites"], "protocol": {"few_shot": 5, "dtype": "float32"}}
+    )
+    assert strict.stricter(loose).protocol == {"few_shot": 0, "dtype": "float32"}
+
+
 def test_a_recipe_tightens_and_never_loosens(guarded: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe: dict[str, Any] = {"stack": ["legal@v1"]}
     put_suite(guarded, "extra")
@@ -194,6 +233,8 @@ def test_a_recipe_tightens_and_never_loosens(guarded: Registry, monkeypatch: pyt
         ({"suites": [1]}, "must map general and target"),
         ({"suites": {"general": [1]}}, "list of names"),
         ([1], "must be a mapping"),
+        ({"protocol": [1]}, "protocol must map fields"),
+        ({"protocol": {"few_shot": [1]}}, "protocol must map fields"),
     ],
 )
 def test_bad_guards_are_refused(guard: Any, said: str, guarded: Registry) -> None:
