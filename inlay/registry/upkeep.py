@@ -24,6 +24,12 @@ _REFERENCES = """
     UNION ALL SELECT items, 'suite ' || name FROM suites
     UNION ALL SELECT object, kind || ' report ' || id FROM reports"""
 
+_MEMBERS = """
+    SELECT m.position, m.path, coalesce(v.name, l.name) || '@v' || coalesce(v.number, l.number) AS ref,
+        m.digest, m.weight
+    FROM lock_members m LEFT JOIN versions v ON v.id = m.version LEFT JOIN locks l ON l.id = m.used_lock
+    WHERE m.lock = ? ORDER BY m.position"""
+
 
 def fsck(store: Store, head: tuple[int, str] | None = None) -> list[str]:
     """What is wrong, one sentence each; empty if nothing is. Reads every byte.
@@ -40,6 +46,7 @@ def fsck(store: Store, head: tuple[int, str] | None = None) -> list[str]:
     found += _head(store, head)
     found += _against_journal(store)
     found += _locks(store)
+    found += _kinds(store)
     wanted = referenced(store)
     present = dict(store.objects.all())
     for digest, what in wanted.items():
@@ -138,8 +145,8 @@ def _against_journal(store: Store) -> list[str]:
         ):
             found.append(f"{row['to_ref']}: the journal mentions it, its row is gone")
         for row in store.db.rows(
-            f"SELECT t.id, j.to_ref, j.detail FROM {table} t JOIN journal j"
-            f" ON j.name = t.name AND j.verb = '{verb}' AND j.to_number = t.number"
+            f"SELECT t.id, j.to_ref, j.detail FROM {table} t JOIN bases b ON b.id = t.base"
+            f" JOIN journal j ON j.name = t.name AND j.verb = '{verb}' AND j.to_number = t.number"
         ):
             sealed = json.loads(row["detail"]).get("record")  # rows of schema 1 have none
             if sealed is not None and sealed != journal.seal(store.db, table, row["id"]):
@@ -152,7 +159,28 @@ def _locks(store: Store) -> list[str]:
     for row in store.db.rows("SELECT l.*, b.weights FROM locks l JOIN bases b ON b.id = l.base"):
         if locking.digest_of_lock(row["weights"], json.loads(row["tree"])) != row["digest"]:
             found.append(f"{row['name']}@v{row['number']}: its tree is not what its digest says")
+        said = [
+            (path, node["name"], node.get("lock") or node.get("use"), float(node.get("weight", 1.0)))
+            for path, node in locking.walk_tree(json.loads(row["tree"]))
+            if "name" in node
+        ]
+        rows = store.db.rows(_MEMBERS, [row["id"]])
+        if [tuple(member)[1:] for member in rows] != said or [m["position"] for m in rows] != [
+            *range(len(rows))
+        ]:
+            found.append(f"{row['name']}@v{row['number']}: its rows of members are not those of its tree")
     return found
+
+
+def _kinds(store: Store) -> list[str]:
+    return [
+        f"{row['name']}: it is kept as a name of {row['kind']}s, which is not what it holds"
+        for row in store.db.rows(
+            "SELECT name, kind FROM names n WHERE kind NOT IN ('adapter', 'variant')"
+            " OR (kind = 'adapter' AND EXISTS (SELECT 1 FROM locks WHERE name = n.name))"
+            " OR (kind = 'variant' AND EXISTS (SELECT 1 FROM versions WHERE name = n.name))"
+        )
+    ]
 
 
 def _evals(store: Store) -> list[str]:
