@@ -206,3 +206,20 @@ def test_nothing_is_written_over(filled: Registry, tmp_path: Path) -> None:
     with pytest.raises((InputError, StoreBusy)):
         inlay.export("plain@v1", tmp_path / "file" / "below", store=filled)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")], "nothing half-written is left"
+
+
+def test_the_verb(filled: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from inlay.cli import run
+
+    filled.lock("acme", {"stack": ["plain@v1", {"use": "rooted@v1", "weight": 0.5}]})
+    asked = ["export", "acme@v1", str(tmp_path / "out"), "--store", str(filled.path)]
+    assert run([*asked, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)["result"]
+    assert result["members"] == [["plain@v1", 1.0], ["rooted@v1", 0.5]]
+    assert result["rank"] == 13
+    assert Path(result["folder"]) == tmp_path / "out"
+    assert run(asked) == 2
+    assert "holds something already" in capsys.readouterr().err
+    assert run(["export", "acme@v1", str(tmp_path / "more"), "--store", str(filled.path)]) == 0
+    said = capsys.readouterr().out
+    assert "plain@v1 + 0.5 × rooted@v1" in said and "rank 13" in said

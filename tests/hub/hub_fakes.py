@@ -102,6 +102,7 @@ class Runner:
     """One process that runs verbs, one after the other."""
 
     def __init__(self, env: dict[str, str]) -> None:
+        self.cache = Path(env["INLAY_CACHE"])
         self._process = subprocess.Popen(
             [sys.executable, "-c", _RUNNER],
             env=env,

@@ -72,6 +72,8 @@ class Faults:
     """Paths whose request is read and never answered."""
     bodies: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
     """Path -> other bytes than there are."""
+    ignore_range: bool = False
+    """Whole files are sent although a part was asked for."""
     then: dict[str, dict[str, int]] = field(default_factory=dict)
     """Path that was cut -> the `status` that holds from then on."""
 
@@ -452,7 +454,7 @@ def _handler(hub: Hub, cdn: bool) -> type[BaseHTTPRequestHandler]:
             change = next((f for p, f in hub.faults.bodies.items() if re.search(p, self.path_only)), None)
             data = change(data) if change else data
             asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            if asked is None:
+            if asked is None or hub.faults.ignore_range:
                 self._send(200, data, Accept_Ranges="bytes", **headers)
                 return
             start, end = int(asked[1]), int(asked[2]) + 1 if asked[2] else len(data)

@@ -23,6 +23,7 @@ from hub_fakes import (
 from hub_server import Hub
 from safetensors.numpy import load
 
+from inlay.hub import names_repo
 from inlay.registry import Registry
 
 CARD = b"---\nlicense: apache-2.0\nbase_model: org/base\nlanguage: en\n---\n# Clauses\n"
@@ -155,6 +156,35 @@ def test_a_variant_leaves_as_one_adapter(
 
 
 # Cut off
+
+
+@pytest.mark.parametrize("case", ["goes on", "the hub sends all of it", "what is there is wrong"])
+def test_what_an_earlier_attempt_left(
+    case: str, hub: Hub, verbs: Runner, there: Registry, small: Path
+) -> None:
+    files = adapter_files(sum(map(ord, case)))
+    whole = files[WEIGHTS]
+    hub.seed("org/lora", files)
+    pull = ("pull", "org/lora", "x", "--base", small, "--store", there.path)
+    hub.faults.status = {"/object/": 500}
+    before = set(verbs.cache.rglob("*.part"))
+    refused(verbs(*pull), 3, "the hub answered 500")
+    hub.faults.status = {}
+    (partial,) = set(verbs.cache.rglob("*.part")) - before
+    partial.write_bytes(bytes(300) if case == "what is there is wrong" else whole[:300])
+    hub.requests.clear()
+    hub.faults.ignore_range = case == "the hub sends all of it"
+    ran = verbs(*pull)
+    (served,) = hub.seen("GET", "/object/")
+    assert served.headers["range"] == "bytes=300-"
+    assert served.sent == len(whole) - (0 if hub.faults.ignore_range else 300)
+    if case == "what is there is wrong":
+        refused(ran, 1, "are not the")
+        assert not partial.exists()
+        ran = verbs(*pull)
+    assert ran.code == 0, ran.err
+    assert there.read_file(there.resolve("x@v1"), WEIGHTS) == whole  # type: ignore[arg-type]
+    assert not partial.parent.exists(), "the download is cleared away"
 
 
 @pytest.mark.slow
@@ -432,3 +462,11 @@ def test_a_base_from_the_hub_is_pinned_to_its_commit(
     assert (base.name, base.source, base.revision) == ("org/base", "org/base", commit)
     asked_for = {r.path.rpartition("/")[2] for r in hub.requests if "/resolve/" in r.path}
     assert asked_for == {"config.json", "tokenizer.json", "model.safetensors"}, "no pickle, no code"
+
+
+def test_what_is_meant_as_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    meant = ["org/lora", "Org-1/lo.ra_2"]
+    paths = ["lora", "./lora", "out/lora", "/org/lora", "a/b/c", "org/../x", "~/lora", "org/lo--ra", "org/"]
+    assert [text for text in meant + paths if names_repo(text)] == meant
