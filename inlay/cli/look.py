@@ -211,11 +211,6 @@ def event_dict(event: Event) -> dict[str, Any]:
     }
 
 
-def event_line(event: Event) -> str:
-    """A journal row as `log` prints it."""
-    return f"{event.seq:>4}  {event.sentence()}"
-
-
 def _name_dict(row: NameRow) -> dict[str, Any]:
     return {
         "name": row.name,

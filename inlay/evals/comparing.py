@@ -246,7 +246,7 @@ def recipe_changes(first: Lock, second: Lock) -> Iterator[Change]:
     """What differs in operators, methods, parameters and guards, by the place in the tree."""
     before, after = dict(_nodes(first.tree)), dict(_nodes(second.tree))
     for path in sorted({*before, *after}):
-        yield from changes(before.get(path, {}), after.get(path, {}), f"{path}: " if path else "")
+        yield from changes(before.get(path, {}), after.get(path, {}), f"at place {path}: " if path else "")
     yield from changes({"guard": first.guard or {}}, {"guard": second.guard or {}})
 
 

@@ -115,12 +115,16 @@ def score_changes(
     labels: tuple[str, str] = ("the first", "the second"),
     parts: bool = True,
 ) -> tuple[tuple[ScoreChange, ...], tuple[NotComparable, ...]]:
-    """Every suite that the subjects `a` and `b` (digests, "base") were scored on, in alphabetical order.
+    """Every suite that the subjects `a` (a digest or "base") and `b` were scored on, in alphabetical order.
 
     `labels` call them in reasons; `parts` adds splits and skills, for which each suite is read. Raises
     IntegrityError where a stored suite does not fit its outcomes.
     """
-    first, second = ({_key(r): r for r in reversed(store.evals(subject))} for subject in (a, b))
+    second = {_key(record): record for record in reversed(store.evals(b))}
+    # The base was scored on everything there is: of it only what the other was scored on is read.
+    suites = dict.fromkeys(record.suite for record in second.values()) if a == "base" else [None]
+    listed = [record for suite in suites for record in store.evals(a, suite)]
+    first = {_key(record): record for record in reversed(listed)}
     pairs = [(first[key], second[key]) for key in first if key in second]
     pairs.sort(key=lambda pair: (pair[1].suite_name, pair[1].suite, pair[1].metric, pair[1].protocol))
     rows = [_change(store, before, after, parts) for before, after in pairs]

@@ -253,7 +253,8 @@ def test_locks_by_member_and_recipe(registry: Registry) -> None:
     found = difference("acme@v2", "acme@v3", store=registry)
     assert {m.name: m.how for m in found.members} == {"legal": ("moved",), "style": ("moved",)}
     recipe = as_dict(found.recipe)
-    assert recipe["0: method"] == (None, "ties") and recipe["0: params.density"] == (None, 0.4)
+    assert recipe["at place 0: method"] == (None, "ties")
+    assert recipe["at place 0: params.density"] == (None, 0.4)
 
     lock(registry, {"route": {"by": "request", "experts": ["legal@v2"]}})
     found = difference("acme@v3", "acme@v4", store=registry)
