@@ -77,6 +77,7 @@ class _Fitting:
     whole: dict[str, Shape] = field(default_factory=dict)  # by the name the base would have
     whole_keys: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    adapted: set[str] = field(default_factory=set)  # the base's tensors that some module adapts
 
     def modules(self, found: Mapping[str, Shape]) -> Fit:
         """Every kind but those that only prepend a prompt."""
@@ -114,6 +115,8 @@ class _Fitting:
         if not modules:  # all is shared: what it is for, only the configuration says
             listed = self.config.names_or_text("target_modules")
             targets = {listed} if isinstance(listed, str) else set(listed)
+        else:
+            self._note_left_out()
         if self.config.unmatched:
             fields = ", ".join(sorted(self.config.unmatched))
             self.notes.append(f"not checked module by module, because matching may take too long: {fields}")
@@ -149,7 +152,9 @@ class _Fitting:
         for base_name, weight in candidates:
             for place in self._orientations(name, base_name, weight, found):
                 try:
-                    return place, self._fits(place, base_name)
+                    rank = self._fits(place, base_name)
+                    self.adapted.add(base_name)
+                    return place, rank
                 except InputError as error:
                     refusal = refusal or error
         assert refusal is not None
@@ -282,6 +287,28 @@ class _Fitting:
         if not chosen or (excluded and self._among(name, excluded, "exclude_modules", unsure=False)):
             raise InputError(
                 f"module {name!r} fits nothing: the target_modules of {CONFIG} leave it out", fix=_AGAIN
+            )
+
+    def _note_left_out(self) -> None:
+        """Note modules that are targeted by name and have no tensors: PEFT would start them anew.
+
+        A note, no refusal: a checkpoint may hold layers that the model does not build.
+        """
+        targets = self.config.names_or_text("target_modules")
+        if self.kind.on != "weight" or isinstance(targets, str) or self.config.get("layer_replication"):
+            return
+        excluded = self.config.names_or_text("exclude_modules")
+        left = [
+            module
+            for module in (n.removesuffix(".weight") for n in self.base.tensors if n not in self.adapted)
+            if f"{module}.weight" in self.base.tensors
+            and self._among(module, targets, "target_modules", unsure=False)
+            and (module in targets or self._in_layers(f"model.{module}"))
+            and not (excluded and self._among(module, excluded, "exclude_modules", unsure=True))
+        ]
+        if left:
+            self.notes.append(
+                f"{len(left)} modules that target_modules names have no tensors, the first is {left[0]}"
             )
 
     def _among(self, name: str, names: tuple[str, ...] | str, what: str, *, unsure: bool) -> bool:

@@ -229,7 +229,6 @@ def _lora(config: PeftConfig, notes: list[str]) -> tuple[str, str]:
     altering = _ALTERING.fullmatch(said)
     if altering:
         name, exactness = altering[1], CONVERSION
-        notes.append(f"init_lora_weights {said!r}: exact in a composition only after conversion")
     elif said not in _PLAIN_STARTS:
         exactness = ALONE
         notes.append(f"usable alone only, because of the initialisation {said[:40]!r}, which is not known")
@@ -239,4 +238,6 @@ def _lora(config: PeftConfig, notes: list[str]) -> tuple[str, str]:
     if switches:
         exactness = ALONE
         notes.append(f"usable alone only, because of {', '.join(switches)}")
+    if exactness == CONVERSION:
+        notes.append(f"init_lora_weights {said!r}: exact in a composition only after conversion")
     return name, exactness

@@ -85,8 +85,10 @@ def lora(p: Place) -> Expected:
     else:
         parts = {"lora_A.weight": (r * experts, inputs), "lora_B.weight": (outputs, r * experts)}
         magnitude = (outputs,)
-    if config.flag("use_qalora"):
-        parts["lora_A.weight"] = (r, inputs // config.count("qalora_group_size"))
+    if config.flag("use_qalora"):  # pools the input in groups, on modules whose base is quantised by GPTQ
+        pooled = inputs // config.count("qalora_group_size")
+        if p.size("lora_A.weight", 1) == pooled:
+            parts["lora_A.weight"] = (r, pooled)
     if config.mapping("use_bdlora"):
         blocks = PeftConfig(config.mapping("use_bdlora"), {"nblocks": 1}).count("nblocks")
         if p.size("lora_A.weight", 1) * blocks == inputs:
@@ -100,9 +102,11 @@ def lora(p: Place) -> Expected:
     if config.mapping("kasa_config"):
         parts["lora_diag"] = (r,)
     if config.mapping("velora_config"):
-        parts["lora_velora_embed"] = (p.size("lora_velora_embed", 0),)
+        groups = PeftConfig(config.mapping("velora_config"), {"num_groups": 64}).count("num_groups")
+        parts["lora_velora_embed"] = (math.ceil(inputs / groups),)
     if config.mapping("monteclora_config"):
-        sampler, k = "lora_monteclora_sampler", p.size("lora_monteclora_sampler.expert_weights", 0)
+        sampler = "lora_monteclora_sampler"
+        k = PeftConfig(config.mapping("monteclora_config"), {"num_samples": 8}).count("num_samples")
         parts |= {f"{sampler}.expert_weights": (k,), f"{sampler}.expert_weights_prior": (k,)}
         parts |= {f"{sampler}.gaussian_var_prior": (r, r), f"{sampler}.std_prior": (r,)}
     return parts, r
@@ -417,7 +421,7 @@ def glora(p: Place) -> Expected:
     parts: dict[str, Shape] = {}
     for path, size in sizes.items():
         name = f"glora_{path}"
-        if f"{name}.Xd" in p.found and len(size) == 2:
+        if not p.found.keys().isdisjoint((f"{name}.Xd", f"{name}.Xu")) and len(size) == 2:
             parts |= {f"{name}.Xd": (size[0], r), f"{name}.Xu": (r, size[1])}
         elif f"{name}.X" in p.found:
             vector = (size[0], 1) if len(size) == 2 else size
