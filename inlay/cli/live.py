@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from inlay.cli.console import common, emit, open_store, why_option
+from inlay.cli.console import common, emit, open_store, printable_lines, why_option
 
 if TYPE_CHECKING:
-    from inlay.registry import Event
+    from inlay.registry import Event, Registry
 
 
 @click.command("guard")
@@ -75,8 +75,9 @@ def promote_verb(
     Example:
       inlay promote legal-clauses@v2 prod --why "beats v1" --expect v1
     """
-    event = open_store(store).promote(ref, alias, why=why, expect=expect, force=force)
-    _say("promote", as_json, [event])
+    registry = open_store(store)
+    event = registry.promote(ref, alias, why=why, expect=expect, force=force)
+    _say("promote", as_json, [event], registry=registry)
 
 
 @click.command("rollback")
@@ -107,7 +108,8 @@ def rollback_verb(
     Example:
       inlay rollback legal-clauses@prod --dependents --why "hallucinates clauses"
     """
-    events = open_store(store).rollback(
+    registry = open_store(store)
+    events = registry.rollback(
         name_alias,
         why=why,
         to=to,
@@ -116,7 +118,7 @@ def rollback_verb(
         otherwise=otherwise,
         dry_run=dry_run,
     )
-    _say("rollback", as_json, events, dry_run)
+    _say("rollback", as_json, events, dry_run, registry=registry)
 
 
 @click.command("yank")
@@ -145,10 +147,11 @@ def yank_verb(
     Example:
       inlay yank legal-clauses@v3 --rollback-dependents --why "trained on the test set"
     """
-    events = open_store(store).yank(
+    registry = open_store(store)
+    events = registry.yank(
         ref, why=why, rollback_dependents=rollback_dependents, otherwise=otherwise, dry_run=dry_run
     )
-    _say("yank", as_json, events, dry_run)
+    _say("yank", as_json, events, dry_run, registry=registry)
 
 
 @click.command("retire")
@@ -242,9 +245,27 @@ def _keep_shipped(registry: Any, guard: Any) -> None:
             keep_suite(registry, Suite.load(name))
 
 
-def _say(verb: str, as_json: bool, events: list[Event], dry_run: bool = False) -> None:
+def _say(
+    verb: str,
+    as_json: bool,
+    events: list[Event],
+    dry_run: bool = False,
+    *,
+    registry: Registry | None = None,
+) -> None:
+    """Print what happened, and which live variants now differ from their recipe: they keep what they had."""
     from inlay.cli.look import event_dict
 
     would = "would happen: " if dry_run else ""
     lines = [would + event.sentence() for event in events] or ["nothing to do"]
-    emit(verb, as_json, {"dry_run": dry_run, "events": [event_dict(e) for e in events]}, "\n".join(lines))
+    result: dict[str, Any] = {"dry_run": dry_run, "events": [event_dict(e) for e in events]}
+    if registry is not None:
+        drifts = [] if dry_run else registry.drifted(using=sorted({event.name for event in events}))
+        result["drifted"] = [
+            {"ref": f"{d.variant}@{d.alias}", "lock": d.lock.ref, "changes": [list(c) for c in d.changes]}
+            for d in drifts
+        ]
+        for d in drifts:
+            kept = ", ".join(f"{had} (its recipe now means {now})" for _, had, now in d.changes)
+            lines.append(f"note: {d.variant}@{d.alias} keeps {kept} until it is locked again")
+    emit(verb, as_json, result, lambda: printable_lines(lines))

@@ -8,7 +8,6 @@ retired or purged are not in it. The same store gives the same file, byte for by
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from inlay.registry.archive import Writer
 from inlay.registry.records import Bundled
 from inlay.registry.store import Store
 
-_IN = "(SELECT value FROM json_each(:names))"
+_IN = "(SELECT value FROM json_each(?1))"
 _GONE = "(SELECT name, from_number FROM journal WHERE verb IN ('retire', 'purge'))"
 _SUBJECTS = f"""
     SELECT digest FROM versions WHERE name IN {_IN} UNION SELECT digest FROM locks WHERE name IN {_IN}"""
@@ -34,7 +33,7 @@ TABLES = {
     "bases": f"SELECT * FROM bases WHERE id IN ({_BASES}) ORDER BY id",
     "names": f"SELECT * FROM names WHERE name IN {_IN} ORDER BY name",
     "suites": f"""SELECT s.* FROM suites s WHERE s.digest IN (SELECT e.suite FROM evals e WHERE {_EVALS})
-        OR s.digest IN (SELECT value FROM json_each(:suites)) ORDER BY s.id""",
+        OR s.digest IN (SELECT value FROM json_each(?2)) ORDER BY s.id""",
     "versions": f"""SELECT v.*, {_BASE} AS base_key, (SELECT json_group_array(json_array(path, size, digest))
             FROM (SELECT * FROM version_files WHERE version = v.id ORDER BY path)) AS files
         FROM versions v JOIN bases b ON b.id = v.base WHERE v.name IN {_IN} ORDER BY v.id""",
@@ -60,9 +59,11 @@ def bundle(store: Store, path: str | Path, names: Sequence[str] | None) -> Bundl
         wanted = objects_of(store, chosen)
         with Writer(target) as writer:
             counts = {table: writer.rows(table, _rows(store, table, chosen)) for table in TABLES}
-            size = 0
             for digest, what in sorted(wanted.items()):
-                size += writer.object(digest, store.objects.verify(digest, what=what))
+                writer.object(digest, store.objects.path(digest), what=what)
+            journal.head(
+                store.db
+            )  # where the file is read without locks, finds out whether it was written to
             digest = writer.finish(
                 {"names": chosen, "complete": chosen == whole, "head": list(head), "objects": len(wanted)}
             )
@@ -98,11 +99,11 @@ def closure(store: Store, names: Sequence[str]) -> list[str]:
 
 def objects_of(store: Store, names: Sequence[str]) -> dict[str, str]:
     """Digest -> what it is, of the objects that the bundle of some names (with their closure) must hold."""
-    chosen = {"names": json.dumps(list(names))}
+    chosen = [json.dumps(list(names))]
     wanted: dict[str, str] = {}
     erased = removing.erased(store)
-    for row in _select(
-        store, f"SELECT * FROM versions v WHERE name IN {_IN} AND (name, number) NOT IN {_GONE}", chosen
+    for row in store.db.stream(
+        f"SELECT * FROM versions v WHERE name IN {_IN} AND (name, number) NOT IN {_GONE}", chosen
     ):
         ref = f"{row['name']}@v{row['number']}"
         wanted[row["digest"]] = f"manifest of {ref}"
@@ -110,8 +111,8 @@ def objects_of(store: Store, names: Sequence[str]) -> dict[str, str]:
             wanted[row["run"]] = f"training record of {ref}"
         for file in store.db.rows("SELECT path, digest FROM version_files WHERE version = ?", [row["id"]]):
             wanted[file["digest"]] = f"{file['path']} of {ref}"
-    for row in _select(
-        store, f"SELECT * FROM locks WHERE name IN {_IN} AND (name, number) NOT IN {_GONE}", chosen
+    for row in store.db.stream(
+        f"SELECT * FROM locks WHERE name IN {_IN} AND (name, number) NOT IN {_GONE}", chosen
     ):
         for digest in locking.routers_of(json.loads(row["tree"])):
             wanted[digest] = f"router of {row['name']}@v{row['number']}"
@@ -123,8 +124,10 @@ def objects_of(store: Store, names: Sequence[str]) -> dict[str, str]:
 
 
 def _rows(store: Store, table: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    parameters = {"names": json.dumps(list(names)), "suites": json.dumps(_guarded(store, names))}
-    for row in _select(store, TABLES[table], parameters):
+    sql, chosen = TABLES[table], [json.dumps(list(names))]
+    if table == "suites":
+        chosen.append(json.dumps(_guarded(store, names)))
+    for row in store.db.stream(sql, chosen):
         found = {key: value for key, value in dict(row).items() if key not in ("id", "base_key")}
         if "base" in found:  # a row's id means nothing elsewhere
             found["base"] = json.loads(row["base_key"])
@@ -135,16 +138,10 @@ def _rows(store: Store, table: str, names: Sequence[str]) -> Iterator[dict[str, 
 
 def _guarded(store: Store, names: Sequence[str]) -> list[str]:
     """Digests of the suites that guards of these names are pinned to."""
-    rows = _select(
-        store,
+    rows = store.db.rows(
         f"SELECT detail AS held FROM journal WHERE verb = 'guard' AND name IN {_IN} UNION ALL"
         f" SELECT json_object('guard', json(guard)) FROM locks WHERE guard IS NOT NULL AND name IN {_IN}",
-        {"names": json.dumps(list(names))},
+        [json.dumps(list(names))],
     )
     guards = [json.loads(row["held"]).get("guard") or {} for row in rows]
     return sorted({digest for guard in guards for digest in guard.get("pinned", {}).values()})
-
-
-def _select(store: Store, sql: str, parameters: dict[str, str]) -> Iterator[sqlite3.Row]:
-    """The rows one by one, not all at once: a million scores need not fit in memory."""
-    return iter(store.db.connection.execute(sql, parameters))

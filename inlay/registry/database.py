@@ -190,6 +190,14 @@ class Database:
                 return next(iter(self._rows_without_locks(sql, parameters)), None)
             return self.connection.execute(sql, parameters).fetchone()
 
+    def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[sqlite3.Row]:
+        """The rows of a SELECT one by one: a million of them need not fit in memory."""
+        with self._lock, _as_our_errors(self.path):
+            if self._unlocked is not None:
+                yield from self._rows_without_locks(sql, parameters)
+            else:
+                yield from self.connection.execute(sql, parameters)
+
     def _rows_without_locks(self, sql: str, parameters: Sequence[Any]) -> list[sqlite3.Row]:
         """Rows that were read while nobody wrote; where somebody did, the file is opened anew and read
         again.

@@ -364,7 +364,7 @@ def replay(moves: Iterable[Event]) -> list[Event]:
 def verify(db: Database) -> list[str]:
     """What is wrong with the chain, one sentence for each row; empty if nothing is."""
     problems, previous, expected = [], GENESIS, 1
-    for row in db.connection.execute("SELECT * FROM journal ORDER BY seq"):
+    for row in db.stream("SELECT * FROM journal ORDER BY seq"):
         if row["seq"] != expected:
             problems.append(f"journal: rows {expected} to {row['seq'] - 1} are missing")
         if row["hash"] != row_hash(row):

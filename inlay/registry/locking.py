@@ -15,7 +15,7 @@ it does.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,11 @@ from inlay.registry.records import BaseRef, Dependent, Drift, Lock, Member, Vers
 from inlay.registry.store import Store
 
 _ANNOTATIONS = ("name", "lock")
+_USING = """
+    SELECT l.name FROM versions v JOIN lock_members m ON m.version = v.id JOIN locks l ON l.id = m.lock
+    WHERE v.name IN (SELECT value FROM json_each(?1))
+    UNION SELECT l.name FROM locks u JOIN lock_members m ON m.used_lock = u.id JOIN locks l ON l.id = m.lock
+    WHERE u.name IN (SELECT value FROM json_each(?1))"""
 
 
 @dataclass(frozen=True)
@@ -292,10 +297,15 @@ def tainted(store: Store, thing: Version | Lock) -> Version | Lock | None:
     return None
 
 
-def drifted(store: Store, name: str | None = None) -> list[Drift]:
-    """Live variant aliases whose recipe would resolve to other versions now, in alphabetical order."""
+def drifted(store: Store, name: str | None = None, *, using: Sequence[str] | None = None) -> list[Drift]:
+    """Live variant aliases whose recipe would resolve to other versions now, in alphabetical order: of the
+    variant `name`, of those with a lock that contains something of the names `using`, or all.
+    """
     if name is not None:
         variants = [name]
+    elif using is not None:
+        rows = store.db.rows(_USING, [json.dumps(list(using))])
+        variants = [row["name"] for row in rows]
     else:
         variants = [row["name"] for row in store.db.rows("SELECT name FROM names WHERE kind = 'variant'")]
     found = []

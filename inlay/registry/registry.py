@@ -266,11 +266,13 @@ class Registry:
         """Live variant aliases whose current lock contains what `ref` means, at any depth of nesting."""
         return locking.dependents(self._store, self.resolve(ref) if isinstance(ref, str) else ref)
 
-    def drifted(self, name: str | None = None) -> list[Drift]:
-        """Live variant aliases (of `name`, or all) whose recipe would resolve to something else now."""
+    def drifted(self, name: str | None = None, *, using: Sequence[str] | None = None) -> list[Drift]:
+        """Live variant aliases whose recipe would resolve to something else now: of the variant `name`, of
+        those that contain something of the names `using`, or all.
+        """
         if name is not None:
             lookup.need_name(self._store, name, "variant")
-        return locking.drifted(self._store, name)
+        return locking.drifted(self._store, name, using=using)
 
     # What is live
 

@@ -13,6 +13,9 @@ from inlay.registry.canonical import canonical, digest_of_file, digest_of_json
 from inlay.registry.store import Store
 
 GRACE_SECONDS = 24 * 3600.0
+DAMAGED = (ValueError, TypeError, KeyError, AttributeError)
+"""What reading JSON raises that is not what was written."""
+
 _REFERENCES = """
     WITH gone (name, number) AS (SELECT name, from_number FROM journal WHERE verb IN ('retire', 'purge')),
     kept AS (SELECT * FROM versions WHERE (name, number) NOT IN gone)
@@ -47,7 +50,10 @@ def fsck(store: Store, head: tuple[int, str] | None = None) -> list[str]:
     found += _against_journal(store)
     found += _locks(store)
     found += _kinds(store)
-    wanted = referenced(store)
+    try:
+        wanted, erased = referenced(store), removing.erased(store)
+    except (IntegrityError, *DAMAGED):
+        return [*found, "objects: which of them are needed cannot be told while rows are damaged"]
     present = dict(store.objects.all())
     for digest, what in wanted.items():
         if digest not in present:
@@ -62,7 +68,7 @@ def fsck(store: Store, head: tuple[int, str] | None = None) -> list[str]:
             found.append(f"{wanted.get(digest, 'an unused object')} has changed on the disk ({digest})")
     found += [
         f"{ref} was purged, its bytes are still in the store ({digest}): run `inlay gc`"
-        for digest, ref in removing.erased(store).items()
+        for digest, ref in erased.items()
         if digest in present
     ]
     found += _manifests(store)
@@ -107,8 +113,12 @@ def referenced(store: Store) -> dict[str, str]:
         "SELECT name, number, tree FROM locks WHERE tree LIKE '%\"router\"%' AND (name, number) NOT IN"
         " (SELECT name, from_number FROM journal WHERE verb IN ('retire', 'purge'))"
     ):
-        for digest in locking.routers_of(json.loads(row["tree"])):
-            wanted[digest] = f"router of {row['name']}@v{row['number']}"
+        ref = f"{row['name']}@v{row['number']}"
+        try:
+            routers = locking.routers_of(json.loads(row["tree"]))
+        except DAMAGED:
+            raise IntegrityError(f"the tree of {ref} cannot be read", fix="run `inlay fsck`") from None
+        wanted.update(dict.fromkeys(routers, f"router of {ref}"))
     for digest in removing.erased(store):
         wanted.pop(digest, None)
     return wanted
@@ -148,7 +158,10 @@ def _against_journal(store: Store) -> list[str]:
             f"SELECT t.id, j.to_ref, j.detail FROM {table} t JOIN bases b ON b.id = t.base"
             f" JOIN journal j ON j.name = t.name AND j.verb = '{verb}' AND j.to_number = t.number"
         ):
-            sealed = json.loads(row["detail"]).get("record")  # rows of schema 1 have none
+            try:
+                sealed = json.loads(row["detail"]).get("record")  # rows of schema 1 have none
+            except DAMAGED:
+                continue  # the chain says so
             if sealed is not None and sealed != journal.seal(store.db, table, row["id"]):
                 found.append(f"{row['to_ref']}: its record was edited after it was registered")
     return found
@@ -157,13 +170,19 @@ def _against_journal(store: Store) -> list[str]:
 def _locks(store: Store) -> list[str]:
     found = []
     for row in store.db.rows("SELECT l.*, b.weights FROM locks l JOIN bases b ON b.id = l.base"):
-        if locking.digest_of_lock(row["weights"], json.loads(row["tree"])) != row["digest"]:
+        try:
+            tree = json.loads(row["tree"])
+            digest = locking.digest_of_lock(row["weights"], tree)
+            said = [
+                (path, node["name"], node.get("lock") or node.get("use"), float(node.get("weight", 1.0)))
+                for path, node in locking.walk_tree(tree)
+                if "name" in node
+            ]
+        except DAMAGED:
+            found.append(f"{row['name']}@v{row['number']}: its tree cannot be read")
+            continue
+        if digest != row["digest"]:
             found.append(f"{row['name']}@v{row['number']}: its tree is not what its digest says")
-        said = [
-            (path, node["name"], node.get("lock") or node.get("use"), float(node.get("weight", 1.0)))
-            for path, node in locking.walk_tree(json.loads(row["tree"]))
-            if "name" in node
-        ]
         rows = store.db.rows(_MEMBERS, [row["id"]])
         if [tuple(member)[1:] for member in rows] != said or [m["position"] for m in rows] != [
             *range(len(rows))
@@ -188,7 +207,7 @@ def _evals(store: Store) -> list[str]:
     consistently is not found here.
     """
     found = []
-    for row in store.db.connection.execute("SELECT * FROM evals ORDER BY id"):
+    for row in store.db.stream("SELECT * FROM evals ORDER BY id"):
         try:
             record = evidence.record_of(row)
         except (InputError, ValueError, TypeError):
@@ -220,7 +239,7 @@ def _manifests(store: Store) -> list[str]:
         )
         try:
             manifest = store.manifest(row["digest"])
-        except (IntegrityError, StoreBusy):
+        except (IntegrityError, InputError, StoreBusy, *DAMAGED):
             continue  # reported among the objects
         if canonical([dict(file) for file in files]) != canonical(manifest):
             found.append(f"{row['name']}@v{row['number']}: its rows of files are not those of its manifest")

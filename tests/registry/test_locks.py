@@ -201,3 +201,5 @@ def test_moving_an_alias_changes_no_lock_and_shows_as_drift(three: Registry) -> 
     assert three.drifted() == []
     three.yank("legal@v1", why="gone", otherwise="disable")
     assert three.drifted()[0].changes == (("legal@prod", "legal@v1", "nothing"),)
+    assert [d.variant for d in three.drifted(using=["legal"])] == ["acme"]
+    assert three.drifted(using=["nobody"]) == []
