@@ -10,6 +10,7 @@ from pathlib import Path
 from inlay.errors import InputError, IntegrityError, StoreBusy
 from inlay.registry import evidence, journal, locking, removing
 from inlay.registry.canonical import canonical, digest_of_file, digest_of_json
+from inlay.registry.printable import printable
 from inlay.registry.store import Store
 
 GRACE_SECONDS = 24 * 3600.0
@@ -35,10 +36,14 @@ _MEMBERS = """
 
 
 def fsck(store: Store, head: tuple[int, str] | None = None) -> list[str]:
-    """What is wrong, one sentence each; empty if nothing is. Reads every byte.
+    """What is wrong, one sentence each, safe to print; empty if nothing is. Reads every byte.
 
     `head` is a (seq, hash) exported earlier: with it a cut tail and a chain written anew are found as well.
     """
+    return [printable(problem) for problem in _problems(store, head)]
+
+
+def _problems(store: Store, head: tuple[int, str] | None) -> list[str]:
     found = [f"trigger {name} is missing or was changed" for name in store.db.missing_triggers()]
     found += [f"database: {row[0]}" for row in store.db.rows("PRAGMA integrity_check") if row[0] != "ok"]
     found += [
