@@ -64,8 +64,9 @@ def read_papers(files: Mapping[str, Path], config: Mapping[str, Any]) -> Papers:
         elif front.get(name):
             notes.append(f"the card's {name} is no short text or list of such, left out")
     for name, key in (("config_base", "base_model_name_or_path"), ("peft_version", "peft_version")):
-        value = config.get(key)
-        if isinstance(value, str) and 0 < len(value) <= MAX_TEXT:
+        said = config.get(key)
+        value = _text(said, name) if isinstance(said, str) else None
+        if value:
             card[name] = value
     licence = _texts(front.get("license"), "license") or _licence_line(files)
     return Papers(", ".join(licence) if isinstance(licence, list) else licence, card, tuple(notes))
@@ -144,7 +145,8 @@ def _text(value: Any, name: str) -> str | None:
     if isinstance(value, float) or (isinstance(value, int) and abs(value) < _MAX_INTEGER):
         return str(value)
     if isinstance(value, str) and 0 < len(value.strip()) <= MAX_TEXT:
-        return value.strip()
+        # Half a surrogate pair, which an escape can make, could not be stored.
+        return value.strip().encode("utf-8", "backslashreplace").decode()
     return None
 
 

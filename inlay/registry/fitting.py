@@ -95,7 +95,10 @@ class _Fitting:
                 continue
             module, part = self._split(rest)
             if part is not None:
-                modules.setdefault(module, {})[part] = shape
+                held = modules.setdefault(module, {})
+                if part in held:
+                    raise _fits_nothing(key, f"module {module!r} has another {part}")
+                held[part] = shape
             elif rest.endswith(".token_adapter.trainable_tokens_delta"):
                 self._tokens(key, rest.removesuffix(".token_adapter.trainable_tokens_delta"), shape)
             else:
@@ -114,7 +117,14 @@ class _Fitting:
         targets = {name.removesuffix(".base_layer").rpartition(".")[2] for name in modules}
         if not modules:  # all is shared: what it is for, only the configuration says
             listed = self.config.names_or_text("target_modules")
-            targets = {listed} if isinstance(listed, str) else set(listed)
+            named = (n.removesuffix(".weight") for n in self.base.tensors if n.endswith(".weight"))
+            found_there = [n for n in named if self._among(n, listed, "target_modules", unsure=True)]
+            targets = {n.rpartition(".")[2] for n in found_there}
+            if not targets:
+                raise InputError(
+                    f"the target_modules of {CONFIG} name nothing in the base {self.base.name}",
+                    fix="give the base it was trained on",
+                )
         else:
             self._note_left_out()
         if self.config.unmatched:

@@ -207,6 +207,8 @@ def classify(fields: Mapping[str, Any]) -> Classified:
     name, exactness = kind.peft_type.lower(), kind.exactness
     if kind.peft_type == "LORA":
         config.count("r")
+        config.number("lora_alpha")
+        config.numbers("alpha_pattern")
         name, exactness = _lora(config, notes)
     if kind.on == "prompt":
         notes.append(f"{config.count('num_virtual_tokens')} virtual tokens")
@@ -215,7 +217,7 @@ def classify(fields: Mapping[str, Any]) -> Classified:
     if config.text("bias") not in (None, "none"):
         exactness = ALONE
         notes.append(f"usable alone only, because of bias {str(config.text('bias'))[:40]!r}")
-    if config.mapping("rank_pattern") or config.mapping("alpha_pattern"):
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
         notes.append("ranks or alphas differ by pattern")
     return Classified(name, exactness, tuple(notes))
 

@@ -39,6 +39,20 @@ class PeftConfig:
             raise self.wrong(name, f"a {said}whole number from {least} to {MAX_COUNT}", value)
         return value
 
+    def number(self, name: str) -> float | None:
+        """A finite number; None where it is missing or null."""
+        value = self.get(name)
+        return None if value is None else self._number(name, value)
+
+    def _number(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+            raise self.wrong(name, "a finite number", value)
+        return float(value)
+
+    def numbers(self, name: str) -> Mapping[str, float]:
+        """A mapping to finite numbers; empty where it is missing."""
+        return {k: self._number(f"{name}[{k[:60]!r}]", v) for k, v in self.mapping(name).items()}
+
     def flag(self, name: str) -> bool:
         value = self.get(name)
         if value is not None and not isinstance(value, bool):

@@ -22,6 +22,7 @@ from inlay.errors import InputError
 MAX_HEADER = 16 << 20
 MAX_TENSORS = 200_000
 MAX_DIMENSIONS = 16
+MAX_NAME = 1024  # characters of a tensor's name
 
 # Bits, not bytes: F4 packs two values in a byte.
 DTYPE_BITS = {
@@ -107,6 +108,12 @@ def parse_header(header: bytes, total: int, path: Path) -> dict[str, TensorInfo]
 
 
 def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
+    if len(name) > MAX_NAME:
+        raise _bad(path, f"the name {name[:60]!r}… has {len(name)} characters, more than {MAX_NAME}")
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise _bad(path, f"the name {name[:60]!r} is no text: it has half a character") from None
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _bad(path, f"tensor {name!r} must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
