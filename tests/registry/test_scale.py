@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from registry_fakes import make_adapter, make_base
 
+from inlay.errors import ReferenceNotFound
 from inlay.registry import Registry, digest_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -140,6 +141,21 @@ def test_the_check_sees_a_scan_and_a_sort(stores: list[tuple[Registry, Any]], me
         measuring.instructions(r, lambda r=r: r._store.db.rows(by_author)) for r in (few, many)
     )
     assert cost_here > 4 * cost
+
+
+def test_a_name_that_is_not_there_is_looked_for_beside_its_place_only(
+    stores: list[tuple[Registry, Any]], measuring: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inlay.registry.lookup.NEIGHBOURS", 10)
+    costs = []
+    for registry, _ in stores:
+
+        def slip(registry: Registry = registry) -> None:
+            with pytest.raises(ReferenceNotFound, match="did you mean team-3/task-00010"):
+                registry.resolve("team-3/task-00010x")
+
+        costs.append(measuring.instructions(registry, slip))
+    assert 0 < costs[1] <= 1.2 * costs[0]
 
 
 DEEDS: dict[str, Callable[[Registry, Path], object]] = {
