@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -200,10 +201,12 @@ def test_bytes_let_go_and_bytes_that_changed(filled: Registry, base: Base) -> No
     assert any(
         "acme@v1 cannot be read whole (the bytes of legal@v1 are gone)" in note for note in found.notes
     )
-    hexadecimal = digest.removeprefix("sha256:")
+    files = {f["path"]: f["sha256"] for f in json.loads(filled.get_object(digest))}
+    hexadecimal = files["adapter_model.safetensors"].removeprefix("sha256:")
     path = filled.path / "objects" / "sha256" / hexadecimal[:2] / hexadecimal
     path.chmod(0o644)
-    path.write_bytes(b"[]")
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    assert inlay.diff("legal@v2", "style@v1", store=filled, norms=False).norms is None
     with pytest.raises(IntegrityError):
         inlay.diff("legal@v2", "style@v1", store=filled)
 

@@ -190,6 +190,7 @@ EVIL = [
     "[click](https://example.org) ![](x) <https://example.org>",
     "https://example.org www.example.org a@example.org @someone",
     "`code` ``` ~~gone~~ *stars* __lines__ $x^2$ \\",
+    "&lt;b&gt; &copy; &#64;someone",
     "- item",
     "12. item",
     "=== ",

@@ -109,6 +109,8 @@ def test_splits_and_skills_are_the_items_of_the_suite(registry: Registry) -> Non
         "skill2": False,
         "skill3": False,
     }
+    order = sorted(general.skills, key=lambda p: (not p.held_out, p.counts.delta, p.name))
+    assert list(general.skills) == order, "held-out ones first, the worst loss first"
     assert [part.name for part in general.splits] == ["held out", "protected"]
     held_out = general.held_out
     assert held_out is not None and held_out.counts.n == 200
@@ -120,6 +122,17 @@ def test_splits_and_skills_are_the_items_of_the_suite(registry: Registry) -> Non
         running = max(running, min(1.0, (4 - place) * raw[name]))
         part = next(part for part in general.skills if part.name == name)
         assert part.p_adjusted == pytest.approx(running, rel=1e-9)
+
+
+def test_the_base_beside_is_the_one_on_the_same_items_and_prompt(registry: Registry) -> None:
+    for name, prompt in (("alien", "sha256:" + "8" * 64), ("plain", None)):
+        keep(registry, name, 50)
+        for ref in ("legal@v1", "legal@v2"):
+            score(registry, ref, name, (True,) * 50)
+        record = registry.evals("legal@v1", name)[0]
+        registry.put_eval(replace(record, subject="base", base_prompt=prompt or record.base_prompt))
+    found = {s.suite: s.base for s in difference("legal@v1", "legal@v2", store=registry).scores}
+    assert found["plain"] == 1.0 and found["alien"] is None
 
 
 def test_graded_outcomes_use_the_paired_t(registry: Registry) -> None:
