@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,8 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from inlay.errors import InputError, StoreBusy
-from inlay.registry.canonical import CHUNK, PREFIX, canonical, is_digest
+from inlay.errors import InputError, IntegrityError, StoreBusy
+from inlay.registry.canonical import PREFIX, canonical, digest_of_file, is_digest
 from inlay.registry.objects import flush_folder
 
 FORMAT = "inlay-bundle"
@@ -36,8 +37,19 @@ HEADER = "bundle.json"
 MAX_HEADER = 16 << 20
 MAX_LINE = 64 << 20
 _OBJECT = re.compile(r"objects/([0-9a-f]{64})")
+_ROWS = re.compile(r"rows/[a-z_]+\.jsonl")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_UNSOUND = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, KeyError)
+_UNSOUND = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    ValueError,
+    KeyError,
+)
 
 
 class Writer:
@@ -52,20 +64,20 @@ class Writer:
         try:
             self._zip = zipfile.ZipFile(self._temporary, "x", zipfile.ZIP_STORED, allowZip64=True)
         except OSError as error:
-            raise StoreBusy(
-                f"cannot write {str(path)!r}: {error.strerror}", fix="name another folder"
-            ) from None
+            raise _cannot_write(path, error) from None
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, _t: TracebackType | None
     ) -> None:
         if kind is not None:
             with contextlib.suppress(OSError, ValueError):
                 self._zip.close()
             self._temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _cannot_write(self._path, error) from None
 
     def rows(self, table: str, rows: Iterator[Mapping[str, Any]]) -> int:
         """Write the rows of one table; how many they were."""
@@ -73,29 +85,38 @@ class Writer:
         with self._zip.open(_info(name), "w", force_zip64=True) as member:
             for row in rows:
                 line = canonical(row).encode("utf-8", "surrogatepass") + b"\n"
+                if len(line) > MAX_LINE:
+                    raise InputError(f"a row of {table} has {len(line)} bytes, a bundle's at most {MAX_LINE}")
                 member.write(line)
                 state.update(line)
                 count, size = count + 1, size + len(line)
         self._members[name] = [PREFIX + state.hexdigest(), size]
         return count
 
-    def object(self, digest: str, source: Path) -> int:
-        """Copy in the object that lies in `source`, which was verified; its size."""
-        size = 0
-        with (
-            open(source, "rb") as file,
-            self._zip.open(_info(f"objects/{digest[len(PREFIX) :]}"), "w", force_zip64=True) as member,
-        ):
-            while chunk := file.read(CHUNK):
-                member.write(chunk)
-                size += len(chunk)
-        return size
+    def object(self, digest: str, source: Path, *, what: str) -> None:
+        """Copy in the object that lies in `source`; IntegrityError if it is gone or has other bytes."""
+        try:
+            with (
+                open(source, "rb") as file,
+                self._zip.open(_info(f"objects/{digest[len(PREFIX) :]}"), "w", force_zip64=True) as member,
+            ):
+                found, _ = digest_of_file(file, member.write)
+        except FileNotFoundError:
+            raise IntegrityError(
+                f"{what} is missing from the store ({digest})", fix="run `inlay fsck`"
+            ) from None
+        if found != digest:
+            raise IntegrityError(
+                f"{what} no longer has the bytes it was registered with ({digest})", fix="run `inlay fsck`"
+            )
 
     def finish(self, header: Mapping[str, Any]) -> str:
         """Write the header and put the file where it belongs; the digest of the header, which is the
         bundle's.
         """
         data = canonical({"format": FORMAT, "version": VERSION, **header, "members": self._members}).encode()
+        if len(data) > MAX_HEADER:
+            raise InputError(f"the names are too many for one bundle ({len(data)} bytes)", fix="bundle some")
         self._zip.writestr(_info(HEADER), data)
         self._zip.close()
         with open(self._temporary, "rb") as file:
@@ -111,26 +132,31 @@ class Reader:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
         try:
-            with open(self.path, "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise InputError(f"a bundle is a file, {str(path)!r} is none")
+            self._file = open(self.path, "rb", opener=_without_waiting)  # noqa: SIM115 (`__exit__` closes it)
         except OSError as error:
             raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
-        self._total = self.path.stat().st_size
-        with self._unsound():
-            self._zip = zipfile.ZipFile(self.path)
+        try:
+            status = os.fstat(self._file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"a bundle is a file, {str(path)!r} is none")
+            self._total = status.st_size
             self._infos: dict[str, zipfile.ZipInfo] = {}
-            for info in self._zip.infolist():
-                self._admit(info)
-            if sum(info.file_size for info in self._infos.values()) > self._total:
-                raise self._bad("its members overlap")
-            self.digest, self.header = self._read_header()
+            with self._unsound():
+                self._zip = zipfile.ZipFile(self._file)
+                for info in self._zip.infolist():
+                    self._admit(info)
+                if sum(info.file_size for info in self._infos.values()) > self._total:
+                    raise self._bad("its members overlap")
+                self.digest, self.header = self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._zip.close()
+        self._file.close()
 
     @property
     def objects(self) -> dict[str, int]:
@@ -158,6 +184,8 @@ class Reader:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise self._bad(f"{name} has a line that is no object")
+                if canonical(row).encode("utf-8", "surrogatepass") + b"\n" != line:
+                    raise self._bad(f"{name} has a line that is not canonical JSON")
                 yield row
         if [PREFIX + state.hexdigest(), size] != listed:
             raise self._bad(f"{name} is not what bundle.json says")
@@ -176,7 +204,7 @@ class Reader:
         mode = info.external_attr >> 16
         if name in self._infos:
             raise self._bad(f"it has {ascii(name)[:80]} twice")
-        if name != HEADER and not name.startswith("rows/") and not _OBJECT.fullmatch(name):
+        if name != HEADER and not _ROWS.fullmatch(name) and not _OBJECT.fullmatch(name):
             raise self._bad(f"it has {ascii(name)[:80]}, which no bundle has")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise self._bad(f"{ascii(name)[:80]} is compressed")
@@ -196,14 +224,17 @@ class Reader:
         header = json.loads(data)
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise self._bad(f"{HEADER} says that it is something else")
-        if not isinstance(header.get("version"), int) or header["version"] > VERSION:
+        version = header.get("version")
+        if type(version) is not int or version < 1:
+            raise self._bad(f"{HEADER} says no format")
+        if version > VERSION:
             raise InputError(
-                f"the bundle {self.path.name} has format {str(header.get('version'))[:20]}, "
+                f"the bundle {self.path.name} has format {str(version)[:20]}, "
                 f"this Inlay knows up to {VERSION}",
                 fix="upgrade with `pip install -U inlay`",
             )
         members = header.get("members")
-        listed = {name for name in self._infos if name.startswith("rows/")}
+        listed = {name for name in self._infos if _ROWS.fullmatch(name)}
         if not isinstance(members, dict) or set(members) != listed:
             raise self._bad(f"its rows are not those that {HEADER} lists")
         return PREFIX + hashlib.sha256(data).hexdigest(), header
@@ -225,6 +256,15 @@ class Reader:
         return InputError(
             f"{self.path.name} is not a sound bundle: {what}", fix="make or fetch it again (`inlay bundle`)"
         )
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """For `open`, which would wait at a pipe that nobody writes to."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _cannot_write(path: Path, error: OSError) -> StoreBusy:
+    return StoreBusy(f"cannot write {str(path)!r}: {error.strerror}", fix="name another folder or make room")
 
 
 def _info(name: str) -> zipfile.ZipInfo:

@@ -61,9 +61,6 @@ def bundle(store: Store, path: str | Path, names: Sequence[str] | None) -> Bundl
             counts = {table: writer.rows(table, _rows(store, table, chosen)) for table in TABLES}
             for digest, what in sorted(wanted.items()):
                 writer.object(digest, store.objects.path(digest), what=what)
-            journal.head(
-                store.db
-            )  # where the file is read without locks, finds out whether it was written to
             digest = writer.finish(
                 {"names": chosen, "complete": chosen == whole, "head": list(head), "objects": len(wanted)}
             )

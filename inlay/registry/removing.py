@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inlay.errors import Conflict, InputError, StoreBusy
@@ -18,6 +18,16 @@ from inlay.registry.ingest import WEIGHTS
 from inlay.registry.names import parse_reference
 from inlay.registry.records import Lock, Version
 from inlay.registry.store import Store
+
+_KEPT = "(name, number) NOT IN (SELECT name, from_number FROM journal WHERE verb IN ('retire', 'purge'))"
+_CLAIMS = f"""
+    WITH asked (digest) AS (SELECT value FROM json_each(?1)), kept AS (SELECT * FROM versions WHERE {_KEPT})
+    SELECT digest, name || '@v' || number AS ref FROM kept WHERE digest IN asked
+    UNION ALL SELECT run, name || '@v' || number FROM kept WHERE run IN asked
+    UNION ALL SELECT f.digest, v.name || '@v' || v.number FROM version_files f
+        JOIN kept v ON v.id = f.version WHERE f.digest IN asked
+    UNION ALL SELECT tensors, 'the base ' || name FROM bases WHERE tensors IN asked
+    UNION ALL SELECT items, 'the suite ' || name FROM suites WHERE items IN asked"""
 
 
 def retire(store: Store, refs: Sequence[str], *, why: str, dry_run: bool, who: str) -> list[journal.Event]:
@@ -40,12 +50,7 @@ def retire(store: Store, refs: Sequence[str], *, why: str, dry_run: bool, who: s
                     "and what was live is kept",
                     fix="yank it, so that it never is again; `inlay purge` erases what the law says must go",
                 )
-            for lock in _locks_with(store, thing):
-                if lock.state not in ("retired", "purged") and (lock.name, lock.number) not in leaving:
-                    raise Conflict(
-                        f"{thing.ref} is in {lock.ref}, which could not be loaded without it",
-                        fix=f"retire {lock.ref} with it",
-                    )
+            _refuse_needed(store, thing, leaving)
             events.append(_append(store, "retire", thing, why, who, {}))
     return events
 
@@ -68,8 +73,30 @@ def purge(store: Store, refs: Sequence[str], *, why: str, dry_run: bool, who: st
             events.append(_append(store, "purge", thing, why, who, detail))
             gone.append(thing)
     if not dry_run:  # the tombstone is written: what a kill leaves lying now, `gc` finds and takes
-        _erase(store, gone)
+        erase(store, gone)
     return events
+
+
+def refuse_needed_here(store: Store, things: Sequence[Version | Lock], needed: Mapping[str, str]) -> None:
+    """Conflict where things that were retired or purged in another store are needed by something of this one:
+    what `retire` and `purge` refuse. `needed` is what was `referenced` before. Inside a transaction that has
+    written their rows already.
+    """
+    for thing in things:
+        if thing.state != "purged":
+            _refuse_needed(store, thing, set())
+            continue
+        _refuse_live(store, thing)
+        if isinstance(thing, Version):
+            _refuse_shared(store, thing, set())
+    gone = erased(store)
+    claims = _claims(store, [d for d in gone if d in needed])
+    for digest, ref in claims.items():
+        if gone[digest] in {thing.ref for thing in things}:
+            raise Conflict(
+                f"{ref} needs bytes that were purged as {gone[digest]} ({digest})",
+                fix=f"purge {ref} first, if the law says so here as well",
+            )
 
 
 def erased(store: Store) -> dict[str, str]:
@@ -117,6 +144,15 @@ def _append(
     )
 
 
+def _refuse_needed(store: Store, thing: Version | Lock, leaving: set[tuple[str, int]]) -> None:
+    for lock in _locks_with(store, thing):
+        if lock.state not in ("retired", "purged") and (lock.name, lock.number) not in leaving:
+            raise Conflict(
+                f"{thing.ref} is in {lock.ref}, which could not be loaded without it",
+                fix=f"retire {lock.ref} with it",
+            )
+
+
 def _refuse_live(store: Store, thing: Version | Lock) -> None:
     moves = journal.live(store.db, [thing.name]).get(thing.name, {})
     live = [f"{thing.name}@{alias}" for alias, move in moves.items() if move.to_number == thing.number]
@@ -162,7 +198,7 @@ def _own_objects(store: Store, thing: Version | Lock) -> list[str]:
     return sorted(own)
 
 
-def _erase(store: Store, things: Sequence[Version | Lock]) -> None:
+def erase(store: Store, things: Sequence[Version | Lock]) -> None:
     """Unlink what the purged things had and nothing else needs, and every folder made from them."""
     from inlay.registry.upkeep import referenced
 
@@ -187,6 +223,20 @@ def _erase(store: Store, things: Sequence[Version | Lock]) -> None:
                     f"{thing.ref} is purged, but a file of it could not be removed: {error.strerror}",
                     fix="mend that and run `inlay gc`, which removes it",
                 ) from None
+
+
+def _claims(store: Store, digests: Sequence[str]) -> dict[str, str]:
+    """Digest -> what needs it, of those of `digests` that something needs which was neither retired nor
+    purged.
+    """
+    wanted = [json.dumps(list(digests))]
+    claims = {row["digest"]: row["ref"] for row in store.db.rows(_CLAIMS, wanted)}
+    routed = f"SELECT name, number, tree FROM locks WHERE tree LIKE '%\"router\"%' AND {_KEPT}"
+    for row in store.db.rows(routed):
+        for digest in locking.routers_of(json.loads(row["tree"])):
+            if digest in digests:
+                claims[digest] = f"{row['name']}@v{row['number']}"
+    return claims
 
 
 def _files(store: Store, thing: Version) -> list[Any]:

@@ -12,29 +12,33 @@ import json
 import os
 import secrets
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from inlay.errors import Conflict, InputError, IntegrityError, StoreBusy
-from inlay.registry import adding, bundle_rows, ingest, journal, locking, migrations, removing, upkeep
+from inlay.registry import adding, bundle_rows, ingest, journal, locking, lookup, migrations, removing, upkeep
 from inlay.registry.archive import Reader
-from inlay.registry.bundle_rows import Content, Row
+from inlay.registry.bundle_rows import Content
 from inlay.registry.canonical import canonical, digest_of_file
 from inlay.registry.fingerprint import BaseFingerprint
-from inlay.registry.records import Unbundled
+from inlay.registry.printable import printable
+from inlay.registry.records import Lock, Unbundled, Version
+from inlay.registry.rows import Place, Row
 from inlay.registry.store import Store
 
 Say = Callable[[str, int, int], None]
 """Called with (what is being done, how many are done, how many there are)."""
+_SAME_REPORT = "SELECT 1 FROM reports WHERE subject = ? AND kind = ? AND object = ? AND created = ?"
 
 
 def unbundle(store: Store, path: str | Path, *, dry_run: bool, say: Say | None = None) -> Unbundled:
     """See `Registry.unbundle`."""
     with Reader(path) as reader:
         content = bundle_rows.read(reader, store.db)
-        wanted = content.objects()
+        wanted = content.objects(content.gone)
         surplus = reader.objects.keys() - wanted.keys()
         if surplus:
             raise InputError(
@@ -43,17 +47,24 @@ def unbundle(store: Store, path: str | Path, *, dry_run: bool, say: Say | None =
             )
         ahead = _ahead(store, content)  # a conflict is found before anything is stored
         erased = removing.erased(store)
-        bring = [d for d in wanted if d not in erased]
-        stored = _bring_objects(store, reader, wanted, bring, dry_run, say)
+        _refuse_purged(store, content, ahead, erased)
+        bring = [d for d in content.objects(content.gone | _gone(store)) if d not in erased]
+        stored = _bring_objects(store, reader, wanted, set(bring), dry_run, say)
         if not dry_run:
             _check_contents(store, content, ahead)
-        with store.db.transaction(dry_run=dry_run):
+        with store.db.transaction(dry_run=dry_run), _fitting(reader):
             ahead = _ahead(store, content)  # again: somebody may have been quicker
             if not dry_run:  # `gc` is kept out from here on
                 for digest in store.objects.missing(bring):
                     with reader.open_object(digest) as source:
                         store.objects.put_stream(source, digest, what=wanted[digest])
-            done = _take_over(store, reader, content, ahead, dry_run)
+            gone = [row for row in ahead if row["verb"] in ("retire", "purge")]
+            needed = upkeep.referenced(store) if gone else {}
+            done = _take_over(store, reader, content, ahead)
+            things = [_thing(store, row) for row in gone]
+            removing.refuse_needed_here(store, things, needed)
+        if not dry_run and any(thing.state == "purged" for thing in things):
+            removing.erase(store, [thing for thing in things if thing.state == "purged"])
     notes = list(done.notes)
     left = [d for d in wanted if d in erased]
     if left:
@@ -124,48 +135,112 @@ def _ahead(store: Store, content: Content) -> list[Row]:
     return sorted(ahead, key=lambda row: row["seq"])
 
 
+def _gone(store: Store) -> set[Place]:
+    """What was retired or purged in this store."""
+    rows = store.db.rows("SELECT name, from_number FROM journal WHERE verb IN ('retire', 'purge')")
+    return {(row["name"], row["from_number"]) for row in rows}
+
+
+def _thing(store: Store, row: Row) -> Version | Lock:
+    thing = lookup.by_number(store, row["name"], row["from_number"])
+    assert thing is not None, "the bundle's rows were verified"
+    return thing
+
+
+def _refuse_purged(store: Store, content: Content, ahead: list[Row], erased: Mapping[str, str]) -> None:
+    """InputError where a version would come whose weights were purged here, under whatever name."""
+    for row in ahead:
+        place = row["name"], row["to_number"]
+        if row["verb"] == "add" and place not in content.gone:
+            weights = [d for path, _, d in content.versions[place]["files"] if path == ingest.WEIGHTS]
+            if weights[0] in erased:
+                removing.refuse_erased(store, weights)
+
+
+@contextmanager
+def _fitting(reader: Reader) -> Iterator[None]:
+    """What the database itself refuses, as InputError: rows that do not go with those that are here."""
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        raise InputError(
+            f"{reader.path.name} does not go with what is here ({error}); nothing was taken over",
+            fix="look at this store with `inlay fsck`",
+        ) from None
+
+
 def _bring_objects(
-    store: Store, reader: Reader, wanted: Mapping[str, str], bring: list[str], dry_run: bool, say: Say | None
+    store: Store, reader: Reader, wanted: Mapping[str, str], bring: set[str], dry_run: bool, say: Say | None
 ) -> int:
-    """Verify every object that the bundle brings and store those that are not here; how many those were."""
+    """Verify every object that the bundle brings and store those of `bring`; how many were not here."""
     held, stored = reader.objects, 0
-    for done, digest in enumerate(bring):
+    for done, (digest, what) in enumerate(wanted.items()):
         if say is not None:
-            say("objects", done, len(bring))
+            say("objects", done, len(wanted))
+        absent = digest in bring and bool(store.objects.missing([digest]))
         if digest not in held:
-            if store.objects.missing([digest]):
-                raise InputError(
-                    f"{reader.path.name} lacks {wanted[digest]} ({digest})", fix="make the bundle again"
-                )
+            if absent:
+                raise InputError(f"{reader.path.name} lacks {what} ({digest})", fix="make the bundle again")
             continue
-        absent = bool(store.objects.missing([digest]))
         with reader.open_object(digest) as source:
-            if dry_run:
-                found, _ = digest_of_file(source)
-                if found != digest:
-                    raise IntegrityError(
-                        f"{wanted[digest]} does not have the bytes that its name says ({digest})"
-                    )
+            if dry_run or digest not in bring:
+                if digest_of_file(source)[0] != digest:
+                    raise IntegrityError(f"{what} does not have the bytes that its name says ({digest})")
             else:
-                store.objects.put_stream(source, digest, what=wanted[digest])
+                store.objects.put_stream(source, digest, what=what)
         stored += absent
     return stored
 
 
 def _check_contents(store: Store, content: Content, ahead: list[Row]) -> None:
-    """Look at each new version as `add` would: its manifest, its files, every tensor against its base."""
-    gone = content.gone()
+    """Look at each new version as `add` would: its manifest, its files, every tensor against its base; and
+    at whatever else is read as JSON later.
+    """
+    erased = removing.erased(store)
     for row in ahead:
         place = row["name"], row["to_number"]
-        if row["verb"] != "add" or place in gone:
+        if row["verb"] != "add" or place in content.gone:
             continue
         version = content.versions[place]
-        removing.refuse_erased(store, [d for p, _, d in version["files"] if p == ingest.WEIGHTS])
         files = [{"path": p, "sha256": d, "size": s} for p, s, d in sorted(version["files"])]
-        if canonical(store.manifest(version["digest"])) != canonical(files):
+        if store.objects.read(version["digest"], what="manifest") != canonical(files).encode():
             raise InputError(f"{row['to_ref']}: its files are not those of its manifest")
         with _laid_out(store, files) as folder:
-            ingest.check(folder, _base(store, content.bases[tuple(version["base"])]))
+            for file in files:
+                if (folder / file["path"]).stat().st_size != file["size"]:
+                    raise InputError(f"{row['to_ref']}: {file['path']} has another size than it says")
+            try:
+                checked = ingest.check(folder, _base(store, content.bases[tuple(version["base"])]))
+            except InputError as error:
+                raise InputError(f"{row['to_ref']} in the bundle: {error.message}", fix=error.fix) from None
+        if checked.parameters != version["parameters"]:
+            raise InputError(f"{row['to_ref']} has {checked.parameters} parameters, not those that it says")
+        if version.get("run") is not None and version["run"] not in content.erased:
+            _read_json(store, version["run"], f"the training record of {row['to_ref']}")
+    for report in content.reports:
+        if report["object"] not in content.erased and report["object"] not in erased:
+            _read_json(store, report["object"], f"a {report['kind']} report")
+    for suite in content.suites:
+        data = store.objects.read(suite["items"], what=f"suite {suite['name']}")
+        lines = [line for line in data.split(b"\n") if line.strip()]
+        if len(lines) != suite["n"]:
+            raise InputError(f"the suite {suite['name']} has {len(lines)} items, not {suite['n']}")
+        for line in lines:
+            _parse(line, f"the suite {suite['name']}")
+
+
+def _read_json(store: Store, digest: str, what: str) -> dict[str, Any]:
+    return _parse(store.objects.read(digest, what=what), what)
+
+
+def _parse(data: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{what} is not sound JSON")
+    return value
 
 
 @contextmanager
@@ -175,7 +250,11 @@ def _laid_out(store: Store, files: list[dict[str, Any]]) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True)
         for file in files:
-            os.link(store.objects.path(str(file["sha256"])), folder / str(file["path"]))
+            source, target = store.objects.path(str(file["sha256"])), folder / str(file["path"])
+            try:
+                os.link(source, target)
+            except OSError:  # another account's file, or a file system without links
+                shutil.copyfile(source, target)
         yield folder
     except OSError as error:
         raise StoreBusy(f"cannot look into the bundle: {error.strerror}", fix="check the disk") from None
@@ -184,11 +263,12 @@ def _laid_out(store: Store, files: list[dict[str, Any]]) -> Iterator[Path]:
 
 
 def _base(store: Store, row: Row) -> BaseFingerprint:
-    tensors = json.loads(store.objects.read(row["tensors"], what="tensor list"))
+    what = f"the tensor list of the base {printable(row['name'][:80])}"
+    tensors = _read_json(store, row["tensors"], what)
     try:
         shapes = {str(n): (str(d), tuple(int(v) for v in s)) for n, (d, s) in tensors.items()}
-    except (ValueError, TypeError, AttributeError):
-        raise InputError(f"the tensor list of the base {row['name'][:80]} is not sound") from None
+    except (ValueError, TypeError, ArithmeticError):
+        raise InputError(f"{what} is not sound") from None
     return BaseFingerprint(
         weights=row["weights"],
         prompt=row["prompt"],
@@ -201,7 +281,7 @@ def _base(store: Store, row: Row) -> BaseFingerprint:
     )
 
 
-def _take_over(store: Store, reader: Reader, content: Content, ahead: list[Row], dry_run: bool) -> Unbundled:
+def _take_over(store: Store, reader: Reader, content: Content, ahead: list[Row]) -> Unbundled:
     """Write all rows that are new, inside a transaction."""
     bases = {key: _base_id(store, row) for key, row in content.bases.items()}
     for row in content.names.values():
@@ -222,19 +302,19 @@ def _take_over(store: Store, reader: Reader, content: Content, ahead: list[Row],
                 )
             brought[row["verb"]].append(row["to_ref"])
         places[row["seq"]] = journal.adopt(store.db, row, places)
-    evals = 0
+    evals, others = 0, 0
     for row in bundle_rows.evals(reader, store.db, content):
         kept = store.db.row("SELECT outcomes FROM evals WHERE key = ?", [row["key"]])
         if kept is None:
             store.db.insert("evals", row)
             evals += 1
         elif kept["outcomes"] != row["outcomes"]:
-            notes.append(
-                f"{row['suite_name']} of {row['subject'][:15]}… was measured here too, ours was kept"
-            )
+            others += 1
+    if others:
+        notes.append(f"{others} scores were measured here too, with other outcomes: ours were kept")
     for row in content.reports:
-        same = [row["subject"], row["kind"], row["object"]]
-        if store.db.row("SELECT 1 FROM reports WHERE subject = ? AND kind = ? AND object = ?", same) is None:
+        same = [row["subject"], row["kind"], row["object"], row["created"]]
+        if store.db.row(_SAME_REPORT, same) is None:
             store.db.insert("reports", row)
     return Unbundled(
         digest=reader.digest,
@@ -280,15 +360,26 @@ def _base_id(store: Store, row: Row) -> int:
         "SELECT id FROM bases WHERE weights = ? AND prompt = ? AND source = ?",
         [row["weights"], row["prompt"], row["source"]],
     )
-    return int(found["id"]) if found is not None else store.db.insert("bases", row)
+    if found is not None:
+        return int(found["id"])
+    other = store.db.row(
+        "SELECT name FROM bases WHERE weights = ? AND tensors <> ?", [row["weights"], row["tensors"]]
+    )
+    if other is not None:
+        raise IntegrityError(f"the base {other['name']} has other tensors here under the same digest")
+    return store.db.insert("bases", row)
 
 
 def _suites(store: Store, content: Content) -> list[str]:
     """Insert the suites that are not here; sentences about those whose name means something else here."""
     notes = []
+    held = {
+        row["name"]: store.db.rows("SELECT * FROM suites WHERE name = ?", [row["name"]])
+        for row in content.suites
+    }
     for row in content.suites:
-        held = store.db.rows("SELECT digest, items FROM suites WHERE name = ?", [row["name"]])
-        if any((h["digest"], h["items"]) == (row["digest"], row["items"]) for h in held):
+        ours = held[row["name"]]
+        if any(all(one[key] == value for key, value in row.items()) for one in ours):
             continue
         other = store.db.row(
             "SELECT 1 FROM suites WHERE digest = ? AND items <> ?", [row["digest"], row["items"]]
@@ -296,6 +387,6 @@ def _suites(store: Store, content: Content) -> list[str]:
         if other is not None:
             raise IntegrityError(f"the suite {row['name']} has other items here under the same digest")
         store.db.insert("suites", row)
-        if held:
+        if any(one["digest"] != row["digest"] for one in ours):
             notes.append(f"the suite {row['name']} has another content here; both are kept by digest")
     return notes
