@@ -18,6 +18,7 @@ from typing import Any
 MAX_PATTERN = 1000  # characters
 MAX_NAME = 512  # characters
 MAX_STEPS = 20_000_000  # of one match, in the worst case: about a second
+MAX_DOTTED = 64
 MAX_SECONDS = 5.0  # of all matches of one set of patterns
 
 _PLAIN = re.compile(r"[\w\-./]*")
@@ -38,8 +39,11 @@ class Patterns:
         texts = list(patterns)
         self._plain = {p: i for i, p in reversed(list(enumerate(texts))) if _PLAIN.fullmatch(p)}
         self._others = [(i, p) for i, p in enumerate(texts) if not _PLAIN.fullmatch(p)]
-        # A dot stands for any character: only where nothing is found literally is that worth trying.
-        self._dotted = [(i, p) for p, i in self._plain.items() if "." in p]
+        # A dot stands for any character. With an entry for each module that is left aside: no two of them
+        # differ by such a character only, and matching all of them with all modules takes minutes.
+        dotted = [(i, p) for p, i in self._plain.items() if "." in p]
+        if len(dotted) <= MAX_DOTTED:
+            self._others = sorted(self._others + dotted)
         self._texts = texts
         self._seconds = 0.0
 
@@ -48,8 +52,7 @@ class Patterns:
         parts = name.split(".")
         tails = (".".join(parts[i:]) for i in range(len(parts)))
         found = min((self._plain[t] for t in tails if t in self._plain), default=len(self._texts))
-        others = self._others if found < len(self._texts) else sorted(self._others + self._dotted)
-        for number, pattern in others:
+        for number, pattern in self._others:
             if number >= found:
                 break
             start = time.monotonic()
