@@ -102,6 +102,7 @@ def pull_verb(
     from inlay.cli.bases import base_named
     from inlay.cli.look import version_dict
     from inlay.hub import pull
+    from inlay.registry.printable import printable
 
     version = pull(
         repo,
@@ -117,7 +118,7 @@ def pull_verb(
         announce=lambda line: click.echo(line, err=True),
     )
     hub = (version.lineage or {}).get("hub", {})
-    notes = "".join(f"\nnote: {note}" for note in version.notes)
+    notes = "".join(f"\nnote: {printable(note)}" for note in version.notes)
     said = f"registered {version.ref} from {repo} at {hub.get('commit', 'an unknown commit')}"
     emit("pull", as_json, {**version_dict(version), "hub": hub}, f"{said}\n{version.digest}{notes}")
 

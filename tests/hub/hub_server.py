@@ -72,6 +72,8 @@ class Faults:
     """Paths whose request is read and never answered."""
     bodies: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
     """Path -> other bytes than there are."""
+    meanwhile: dict[str, Callable[[], object]] = field(default_factory=dict)
+    """Path -> what somebody else does, once, just before it is answered."""
     ignore_range: bool = False
     """Whole files are sent although a part was asked for."""
     then: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -166,9 +168,12 @@ def _handler(hub: Hub, cdn: bool) -> type[BaseHTTPRequestHandler]:
             if any(re.search(p, self.path_only) for p in hub.faults.hang_up):
                 self._note(0, 0)
                 raise _Cut
+            for pattern in [p for p in hub.faults.meanwhile if re.search(p, self.path_only)]:
+                hub.faults.meanwhile.pop(pattern)()
             status = next((s for p, s in hub.faults.status.items() if re.search(p, self.path_only)), None)
             if status is not None:
-                self._json({"error": f"a fault on request {'x' * 4000}\nsecond line"}, status)
+                given = self.headers.get("Authorization", "nobody")
+                self._json({"error": f"a fault on request of {given} {'x' * 4000}\nsecond line"}, status)
             else:
                 self._cdn() if cdn else self._hub()
 

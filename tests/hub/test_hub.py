@@ -394,6 +394,19 @@ def test_a_private_repository_and_a_branch(
     assert verbs(*pull, "--revision", "next").code == 0
 
 
+def test_what_somebody_else_committed_meanwhile_stays(
+    hub: Hub, verbs: Runner, store: Registry, small: Path, tmp_path: Path
+) -> None:
+    store.add("legal", make_adapter(tmp_path / "a"), base=small)
+    hub.seed("acme/legal", {"README.md": b"theirs"})
+    hub.faults.meanwhile["/preupload/"] = lambda: hub.seed("acme/legal", {"README.md": b"theirs, newer"})
+    push = ("push", "legal@v1", "acme/legal", "--store", store.path)
+    refused(verbs(*push), 3, "412", "at the same time, try again")
+    assert hub.head("acme/legal") == {"README.md": b"theirs, newer"}
+    assert verbs(*push).code == 0
+    assert WEIGHTS in hub.head("acme/legal")
+
+
 @pytest.mark.slow
 def test_no_token_no_network_and_offline(
     hub: Hub, store: Registry, there: Registry, small: Path, tmp_path: Path
@@ -432,6 +445,14 @@ def test_the_token_is_seen_nowhere(
             said += [ran.out, ran.err]
             if token == wrong:  # the hub repeats the token in its answer
                 assert ran.code == 2, ran.err
+    hub.faults.status = {"/api/": 500}
+    for verb in (
+        ("push", "legal@v1", "acme/legal", "--store", store.path),
+        ("pull", "acme/legal", "y", "--base", small, "--store", there.path, "--json"),
+    ):
+        ran = run_alone(environment(hub, tmp_path), *verb)
+        said += [ran.out, ran.err]
+        assert ran.code == 3 and "a fault on request of Bearer" in said[-1] + said[-2]
     assert hub.seen("GET", "/resolve/") and hub.seen("PUT", "/upload/")
     assert any(TOKEN in r.headers.get("authorization", "") for r in hub.requests), "it was used"
     assert not [
