@@ -40,11 +40,12 @@ class Database:
     neither the file nor a -wal changed (https://www.sqlite.org/wal.html#read_only_databases).
     """
 
-    def __init__(self, path: Path, *, create: bool = False, check: bool = True) -> None:
+    def __init__(self, path: Path, *, create: bool = False, check: bool = True, used: bool = False) -> None:
         """Open `path`; make it where `create` and it is not there; bring its schema up to date.
 
-        Raises InputError if it is newer than this code, StoreBusy if it cannot be used now, IntegrityError
-        if it is no registry or a trigger is gone (`check=False` leaves the triggers to `fsck`).
+        `used` says that something was registered in it before. Raises InputError if it is newer than this
+        code, StoreBusy if it cannot be used now, IntegrityError if it is no registry, empty though it was
+        used, or a trigger is gone (`check=False` leaves the triggers to `fsck`).
         """
         self.path = path
         self._lock = threading.RLock()
@@ -53,6 +54,11 @@ class Database:
         with _as_our_errors(path):
             found = self._connect(create=create)
         try:
+            if found == 0 and used:
+                raise IntegrityError(
+                    f"{str(path)!r} is empty, and there are objects in the store: its rows were lost",
+                    fix="restore it from a backup or a bundle",
+                )
             self._bring_up_to_date(found)
             if check:
                 missing = self.missing_triggers()

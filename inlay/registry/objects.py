@@ -114,6 +114,14 @@ class Objects:
             for path in sorted(folder.glob("??/*")):
                 yield PREFIX + path.name, path
 
+    def used(self) -> bool:
+        """Whether anything was ever stored here."""
+        try:
+            with os.scandir(self.root / "sha256") as entries:
+                return any(True for _ in entries)
+        except OSError:
+            return False
+
     def missing(self, digests: Iterable[str]) -> list[str]:
         """Those of `digests` without an object, once each, in their order. Looks at names, not at bytes."""
         return [digest for digest in dict.fromkeys(digests) if not self.path(digest).is_file()]

@@ -168,4 +168,6 @@ def open_store(path: str | Path | None, *, create: bool, check: bool) -> Store:
     file = folder / FILE
     if file.exists() and not file.is_file():
         raise IntegrityError(f"{str(file)!r} is no file", fix="remove it")
-    return Store(folder, Database(file, create=create, check=check))
+    # Objects come after the schema, so that what is seen here in this order holds among many processes.
+    used = Objects(folder).used()
+    return Store(folder, Database(file, create=create, check=check, used=used))

@@ -42,6 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_base(folder / "base")
         for seed in (1, 2, 3, 4):
             make_adapter(folder / f"legal{seed}", seed=seed)
+            (folder / f"legal{seed}" / "README.md").write_text("---\nlicense: mit\n---\nClauses.\n")
         fill(folder)
     return folder
 

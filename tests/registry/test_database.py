@@ -91,6 +91,26 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
         Registry.open(tmp_path)
 
 
+def test_a_store_whose_rows_were_lost_is_no_new_one(three: Registry) -> None:
+    three.close()
+    path = three._store.db.path
+    path.write_bytes(b"")
+    for create in (False, True):
+        with pytest.raises(IntegrityError, match="is empty, and there are objects in the store"):
+            Registry.open(three.path, create=create)
+    path.unlink()
+    with pytest.raises(InputError, match="there is no registry"):
+        Registry.open(three.path)
+    with pytest.raises(IntegrityError, match="its rows were lost"):
+        Registry.open(three.path, create=True)
+
+
+def test_what_a_killed_init_left_is_finished(tmp_path: Path) -> None:
+    (tmp_path / "registry.db").write_bytes(b"")
+    with Registry.open(tmp_path) as registry:
+        assert registry.fsck() == [] and registry.names() == []
+
+
 def test_a_locked_store_says_try_again(three: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inlay.registry.database.WAIT_SECONDS", 0.05)
     with Registry.open(three.path) as second:
