@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -340,36 +339,3 @@ def test_only_known_files_are_taken_and_the_rest_is_named(
         "adapter_model.safetensors",
     }
     assert version.notes == ("not taken: checkpoint-1, training_args.bin",)
-
-
-@pytest.mark.data
-def test_real_adapters_come_in_byte_for_byte(registry: Registry, tmp_path: Path, data_dir: Path) -> None:
-    found = sorted(p.parent for p in (data_dir / "adapters").glob("*/adapter_model.safetensors"))
-    assert found
-    for folder in found:
-        registry.add(folder.name.lower(), folder, base=_base_for(folder, tmp_path / folder.name), why="real")
-        version = registry.resolve(f"{folder.name.lower()}@v1")
-        assert (
-            registry.read_file(version, "adapter_config.json")
-            == (folder / "adapter_config.json").read_bytes()
-        )
-        assert version.rank == json.loads((folder / "adapter_config.json").read_text())["r"]
-    assert registry.fsck() == []
-
-
-def _base_for(folder: Path, where: Path) -> Path:
-    """A base of zeros whose shapes a real adapter's factors fit; the bases themselves are not here."""
-    from inlay.registry.safetensors_header import read_header
-
-    config = json.loads((folder / "adapter_config.json").read_text())
-    found = read_header(folder / "adapter_model.safetensors")
-    tensors = {}
-    for key, a in found.items():
-        if key.endswith(".lora_A.weight"):
-            module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            shape = (found[key.replace("lora_A", "lora_B")].shape[0], a.shape[1])
-            shape = shape[::-1] if config["fan_in_fan_out"] else shape
-            tensors[f"{module}.weight"] = np.zeros(shape, np.uint8)
-    base = make_base(where)
-    (base / "model.safetensors").write_bytes(safetensors(tensors))
-    return base
