@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,6 +125,11 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[key], completed=done, total=total, description=what, visible=done < total)
 
         yield say
+
+
+def bars_wanted(as_json: bool) -> bool:
+    """Whether somebody looks at stderr."""
+    return not as_json and sys.stderr.isatty()
 
 
 def points(fraction: float) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from inlay.cli.console import common, emit, open_store, why_option
+from inlay.cli.console import bars_wanted, common, emit, open_store, why_option
 
 
 @click.command("push")
@@ -46,7 +44,7 @@ def push_verb(
         private=private,
         message=message,
         revision=revision,
-        progress=_bars(as_json),
+        progress=bars_wanted(as_json),
     )
     if done.changed:
         said = f"pushed {done.ref} to {repo}: {len(done.files)} files, {done.nbytes:,} bytes"
@@ -114,7 +112,7 @@ def pull_verb(
         owner=owner,
         allow_base_mismatch=allow_base_mismatch,
         accept_prompt_change=accept_prompt_change,
-        progress=_bars(as_json),
+        progress=bars_wanted(as_json),
         announce=lambda line: click.echo(line, err=True),
     )
     hub = (version.lineage or {}).get("hub", {})
@@ -147,7 +145,3 @@ def export_verb(ref: str, folder: str, store: str | None, as_json: bool) -> None
         f"exported {made.ref} to {folder}: {members}\n"
         f"{made.modules} modules, rank {made.rank}, {made.parameters:,} parameters, {made.nbytes:,} bytes",
     )
-
-
-def _bars(as_json: bool) -> bool:
-    return not as_json and sys.stderr.isatty()

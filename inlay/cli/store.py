@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from inlay.cli.console import common, emit, json_option, open_store, printable_lines, why_option
+from inlay.cli.console import (
+    bars_wanted,
+    common,
+    emit,
+    json_option,
+    open_store,
+    printable_lines,
+    why_option,
+)
 
 
 @click.command("init")
@@ -31,13 +40,14 @@ def init_verb(folder: str, as_json: bool) -> None:
 
 @click.command("add")
 @click.argument("name")
-@click.argument("folder")
+@click.argument("folder", metavar="FOLDER|REPO")
 @click.option(
     "--base",
     required=True,
     metavar="BASE",
     help="The base it was trained on: a folder or a hub id; `builtin`.",
 )
+@click.option("--revision", metavar="REVISION", help="Of REPO: a branch, tag or commit; by default main.")
 @click.option(
     "--examples", metavar="FILE", help='JSONL of {"prompt"}: requests this adapter is for, for routers.'
 )
@@ -58,6 +68,7 @@ def add_verb(
     name: str,
     folder: str,
     base: str,
+    revision: str | None,
     examples: str | None,
     owner: str | None,
     tags: tuple[str, ...],
@@ -68,16 +79,19 @@ def add_verb(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Register the adapter in FOLDER as the next version of NAME.
+    """Register the adapter in FOLDER, or in the hub's repository REPO, as the next version of NAME.
 
     FOLDER is what PEFT's save_pretrained wrote: adapter_config.json and adapter_model.safetensors. Everything
-    is checked before a byte is stored: tensors against the base's modules and shapes, no NaN, no pickle.
+    is checked before a byte is stored: tensors against the base's modules and shapes, no NaN, no pickle. REPO
+    (owner/name, where no such folder is here) is pinned to a commit; `inlay pull` is the same.
 
     \b
     Example:
       inlay add legal-clauses out/legal --base ./mini-instruct --why "first"
+      inlay add legal-clauses acme/legal-clauses --base ./mini-instruct --revision v2
     """
     from inlay.cli.bases import base_named
+    from inlay.hub import names_repo, pull
 
     run = None
     if examples is not None:
@@ -85,18 +99,28 @@ def add_verb(
 
         run = {"examples": read_prompts(examples)}
     registry = open_store(store)
-    version = registry.add(
-        name,
-        folder,
-        base=base_named(base),
-        why=why,
-        run=run,
-        owner=owner,
-        allow_base_mismatch=allow_base_mismatch,
-        accept_prompt_change=accept_prompt_change,
-        tag=tags,
-        description=description,
-    )
+    given: dict[str, Any] = {
+        "base": base_named(base),
+        "why": why,
+        "run": run,
+        "owner": owner,
+        "allow_base_mismatch": allow_base_mismatch,
+        "accept_prompt_change": accept_prompt_change,
+        "tag": tags,
+        "description": description,
+    }
+    if revision is not None or names_repo(folder):
+        version = pull(
+            folder,
+            name,
+            store=registry,
+            revision=revision,
+            progress=bars_wanted(as_json),
+            announce=lambda line: click.echo(line, err=True),
+            **given,
+        )
+    else:
+        version = registry.add(name, folder, **given)
     from inlay.cli.look import version_dict
 
     size = f"{version.kind}, rank {version.rank}, {version.parameters:,} parameters, {version.size:,} bytes"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ def pull(
     owner: str | None = None,
     allow_base_mismatch: bool = False,
     accept_prompt_change: bool = False,
+    tag: Sequence[str] = (),
+    description: str | None = None,
     progress: bool = False,
     announce: Callable[[str], None] | None = None,
 ) -> Version:
@@ -101,6 +103,8 @@ def pull(
                     owner=owner,
                     allow_base_mismatch=allow_base_mismatch,
                     accept_prompt_change=accept_prompt_change,
+                    tag=tag,
+                    description=description,
                 )
 
 

@@ -491,3 +491,16 @@ def test_what_is_meant_as_a_repository(tmp_path: Path, monkeypatch: pytest.Monke
     meant = ["org/lora", "Org-1/lo.ra_2"]
     paths = ["lora", "./lora", "out/lora", "/org/lora", "a/b/c", "org/../x", "~/lora", "org/lo--ra", "org/"]
     assert [text for text in meant + paths if names_repo(text)] == meant
+
+
+def test_add_takes_a_repository_where_no_such_folder_is(
+    hub: Hub, verbs: Runner, there: Registry, small: Path
+) -> None:
+    commit = hub.seed("acme/legal", adapter_files())
+    added = done(
+        verbs(
+            "add", "legal", "acme/legal", "--base", small, "--tag", "pilot", "--store", there.path, "--json"
+        )
+    )
+    assert added["lineage"]["hub"]["commit"] == commit
+    assert there.about("legal").versions[1].tags == ("pilot",)
