@@ -183,6 +183,10 @@ class _Layout:
         return self._slot_of[digest]
 
     def _measured(self, version: Version) -> Slot:
+        if version.state == "purged":
+            raise InputError(
+                f"{version.ref} was purged, its bytes are gone", fix=f"see `inlay log {version.name}`"
+            )
         reason = refusal(json.loads(self.store.read_file(version, "adapter_config.json")))
         if reason:
             raise InputError(f"{version.ref} cannot be composed: {reason}", fix="use it alone, through PEFT")
@@ -213,8 +217,8 @@ class _Layout:
                 ref = self.slots[number].version.ref
                 found.append(f"{ref} stands {count:g} times in a stack: its delta is added each time")
         for slot in self.slots:
-            if slot.version.yanked:
-                found.append(f"{slot.version.ref} is yanked")
+            if slot.version.state != "active":
+                found.append(f"{slot.version.ref} was {slot.version.state}")
         return found
 
 
