@@ -83,5 +83,7 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     assert (tmp_path / "forgetting.html").stat().st_size > 10_000
     out = shell(block("further commands"))
     assert "tickets@v1" in out and "the store is sound" in out
+    assert "support-team" in out and (tmp_path / "backup.bundle").stat().st_size > 100_000
+    assert "tickets@v1" in (tmp_path / "CHANGES.md").read_text()
     (tmp_path / "example.py").write_text(block("python"))
     assert "tickets@v1" in shell(f"{sys.executable} example.py")
