@@ -301,6 +301,9 @@ def _as_our_errors(path: Path) -> Iterator[None]:
         yield
     except InlayError:
         raise
+    except UnicodeEncodeError as error:
+        text = error.object[error.start : error.start + 20]
+        raise InputError(f"a text must be one that UTF-8 can hold, got {text!a}") from None
     except sqlite3.OperationalError as error:
         if any(word in str(error).lower() for word in _BUSY_WORDS):
             raise StoreBusy(

@@ -5,7 +5,6 @@ business.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,12 +155,13 @@ Judge = Callable[[Guard, list[Evidence]], Verdict]
 
 
 def _threshold(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise InputError(
             f"{key} must be a number, got {str(value)[:40]!r}", fix="write points as a fraction: 0.05"
         )
     if not 0 <= value <= 1:
-        raise InputError(f"{key} must be between 0 and 1, got {value}", fix="write five points as 0.05")
+        got = f"{value}" if abs(value) < 2**64 else "a far larger number"
+        raise InputError(f"{key} must be between 0 and 1, got {got}", fix="write five points as 0.05")
     return float(value)
 
 

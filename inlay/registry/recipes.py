@@ -153,7 +153,9 @@ def load_yaml(text: str, what: str) -> Any:
         if node is None:
             raise InputError(f"the {what} is empty", fix="write at least one reference")
         _refuse_duplicates(node, what)
-        return yaml.load(text, Loader=yaml.SafeLoader)
+        value = yaml.load(text, Loader=yaml.SafeLoader)
+        _refuse_vast(value, what)
+        return value
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark is not None else ""
@@ -161,6 +163,19 @@ def load_yaml(text: str, what: str) -> Any:
         raise InputError(f"the {what} is not sound YAML{where}: {str(problem)[:120]}") from None
     except (ValueError, OverflowError) as error:  # a timestamp or a number that Python cannot hold
         raise InputError(f"the {what} has a value that cannot be read: {str(error)[:120]}") from None
+
+
+def _refuse_vast(value: Any, what: str) -> None:
+    """Hexadecimal and base 60 write numbers in a line that can be neither printed nor made a float."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, int) and item.bit_length() > 64:
+            raise InputError(f"the {what} has a number of {item.bit_length()} bits, 64 are the most")
+        if isinstance(item, Mapping):
+            pending += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            pending += item
 
 
 def _line(event_or_node: Any) -> int:
