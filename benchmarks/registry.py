@@ -3,7 +3,7 @@
 Both sides run in this process, in turns, and what they return is compared. A ratio is the median over the
 rounds of ours / by hand, with its quartiles. How long `inlay ls` takes as a process is in cli.py.
 
-    python benchmarks/registry.py                      # all of it, about three minutes
+    python benchmarks/registry.py                      # all of it, one to two minutes
     python benchmarks/registry.py resolve move         # some of it: resolve move listing register scale
     python benchmarks/registry.py scale --versions 20000
 """
@@ -324,9 +324,11 @@ PARTS = {"resolve": resolve, "move": move, "listing": listing, "register": regis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The registry against the same by hand.")
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("parts", nargs="*", help=f"of {' '.join(PARTS)}; default: all")
     parser.add_argument("--versions", type=int, default=100_000)
     arguments = parser.parse_args()
+    if unknown := [part for part in arguments.parts if part not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}")
     print(f"{platform.machine()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}")
     with _new_folder() as temporary:
         make(temporary / "small", Layout(SMALL))
