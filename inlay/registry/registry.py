@@ -1,7 +1,8 @@
 """The Registry: what exists, what it scored, which one is live. One method a deed; the deeds live in the
 files beside.
 
-No torch here, and nothing of the siblings: statistics come in through `Registry.judge`.
+No torch here, and nothing of the siblings: statistics come in through `Registry.judge`. What only few verbs
+need is imported where it is called, because every `inlay ls` waits for the rest.
 """
 
 from __future__ import annotations
@@ -13,20 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from inlay.errors import InputError
-from inlay.registry import (
-    adding,
-    aliases,
-    bundling,
-    describing,
-    evidence,
-    journal,
-    listing,
-    locking,
-    lookup,
-    removing,
-    unbundling,
-    upkeep,
-)
+from inlay.registry import aliases, describing, evidence, journal, listing, locking, lookup
 from inlay.registry.canonical import whoami
 from inlay.registry.fingerprint import BaseFingerprint
 from inlay.registry.guards import Guard, Judge, Verdict
@@ -46,6 +34,9 @@ from inlay.registry.records import (
     Version,
 )
 from inlay.registry.store import Store, open_store
+
+GRACE_SECONDS = 24 * 3600.0
+"""How old an object that nothing refers to must be before `gc` takes it."""
 
 
 class Registry:
@@ -111,6 +102,8 @@ class Registry:
         StoreBusy.
         """
         who = whoami()
+        from inlay.registry import adding
+
         return adding.add(
             self._store,
             name,
@@ -368,6 +361,8 @@ class Registry:
         one and is not retired with it. Retiring what is retired does nothing.
         """
         named = [refs] if isinstance(refs, str) else list(refs)
+        from inlay.registry import removing
+
         return removing.retire(self._store, named, why=why, dry_run=dry_run, who=who or whoami())
 
     def purge(
@@ -381,6 +376,8 @@ class Registry:
         has the same weights. Other stores, bundles, hubs and backups are not reached.
         """
         named = [refs] if isinstance(refs, str) else list(refs)
+        from inlay.registry import removing
+
         return removing.purge(self._store, named, why=why, dry_run=dry_run, who=who or whoami())
 
     def set_guard(
@@ -485,6 +482,8 @@ class Registry:
 
     def fsck(self, head: tuple[int, str] | None = None) -> list[str]:
         """What is wrong with the store, one sentence each; empty if nothing is. Reads every byte."""
+        from inlay.registry import upkeep
+
         return upkeep.fsck(self._store, head)
 
     def repair(self, bundle: str | Path | None = None) -> list[str]:
@@ -492,6 +491,8 @@ class Registry:
         for each. Rows are never repaired: a store whose rows `fsck` finds changed is restored by unbundling
         a complete bundle into a new one.
         """
+        from inlay.registry import unbundling
+
         return unbundling.repair(self._store, bundle)
 
     def bundle(self, path: str | Path, names: Sequence[str] | None = None) -> Bundled:
@@ -501,6 +502,8 @@ class Registry:
         Raises InputError if the file exists, ReferenceNotFound, IntegrityError for an object that is not
         sound.
         """
+        from inlay.registry import bundling
+
         return bundling.bundle(self._store, path, names)
 
     def unbundle(
@@ -515,10 +518,14 @@ class Registry:
         Raises InputError where the bundle is not sound, Conflict where a name went another way here.
         `dry_run` verifies rows and digests and stores nothing.
         """
+        from inlay.registry import unbundling
+
         return unbundling.unbundle(self._store, path, dry_run=dry_run, say=say)
 
-    def gc(self, *, dry_run: bool = False, grace: float = upkeep.GRACE_SECONDS) -> list[Path]:
+    def gc(self, *, dry_run: bool = False, grace: float = GRACE_SECONDS) -> list[Path]:
         """Remove what nothing refers to and is older than `grace` seconds; the paths that went, or would."""
+        from inlay.registry import upkeep
+
         return upkeep.gc(self._store, dry_run=dry_run, grace=grace)
 
     def base_tensors(self, weights: str) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -13,7 +13,6 @@ from inlay.registry.canonical import canonical, digest_of_file, digest_of_json
 from inlay.registry.printable import printable
 from inlay.registry.store import Store
 
-GRACE_SECONDS = 24 * 3600.0
 DAMAGED = (ValueError, TypeError, KeyError, AttributeError)
 """What reading JSON raises that is not what was written."""
 
