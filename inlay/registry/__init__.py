@@ -11,6 +11,14 @@ records.py             the frozen records that are handed out
 fingerprint.py         what a base is
 safetensors_header.py  bounded header reader, scan for NaN
 ingest.py              what may come in
+kinds.py               the kinds of adapters, as data
+shapes.py              which tensors each keeps, and of which shape
+fitting.py             whether every tensor fits the base
+targets.py             which modules a configuration targets
+module_names.py        where a checkpoint keeps a module's tensors
+peft_config.py         reading an adapter's configuration
+patterns.py            its expressions over module names, within bounds
+cards.py               licence and model card
 adding.py              registering a version
 lookup.py              from references to records
 listing.py             the list of names, page by page

@@ -9,19 +9,25 @@ resized).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 from inlay.errors import InputError
 from inlay.registry.fingerprint import BaseFingerprint
 from inlay.registry.kinds import Kind, kind_of
-from inlay.registry.patterns import TooCostly, matches
+from inlay.registry.module_names import (
+    EMBEDDINGS,
+    HEADS,
+    embedding_width,
+    find_in_base,
+    nearest,
+    spellings_of,
+)
 from inlay.registry.peft_config import CONFIG, PeftConfig
 from inlay.registry.safetensors_header import TensorInfo
 from inlay.registry.shapes import Place, Shape, Shared
+from inlay.registry.targets import among, in_layers, name_in_base, targeted
 
 # Heads that PEFT saves whole for a task, without a word in the configuration.
 _HEADS = {
@@ -29,22 +35,11 @@ _HEADS = {
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
-_EMBEDDINGS = (
-    "embed_tokens.weight",
-    "wte.weight",
-    "embed_in.weight",
-    "word_embeddings.weight",
-    "tok_embeddings.weight",
-    "shared.weight",
-)
-_HEAD_NAMES = ("lm_head", "embed_out")
 # Architectures of transformers whose linear layers are Conv1D, with weights (in, out).
 _CONV1D = ("GPT2", "OpenAIGPT", "ImageGPT", "DecisionTransformer")
-_LAYERS = re.compile(r"(?P<before>(?:^|.*?\.)(?:layers|layer|h))\.(?P<number>\d{1,9})(?P<after>\..*)")
 _PREFIX = "base_model.model."
 _SHARED = "base_model."
 _AGAIN = "save the adapter again with PEFT"
-_MAX_LAYERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -116,9 +111,8 @@ class _Fitting:
             self._shared(shared, tuple(place for place, _ in places if place is not None))
         targets = {name.removesuffix(".base_layer").rpartition(".")[2] for name in modules}
         if not modules:  # all is shared: what it is for, only the configuration says
-            listed = self.config.names_or_text("target_modules")
             named = (n.removesuffix(".weight") for n in self.base.tensors if n.endswith(".weight"))
-            found_there = [n for n in named if self._among(n, listed, "target_modules", unsure=True)]
+            found_there = [n for n in named if among(self.config, n, "target_modules", unsure=True)]
             targets = {n.rpartition(".")[2] for n in found_there}
             if not targets:
                 raise InputError(
@@ -155,7 +149,7 @@ class _Fitting:
         if not candidates:
             plain = name.removesuffix(".base_layer")
             raise InputError(
-                f"module {name!r} is not in the base {self.base.name}{_nearest(plain, self.base)}",
+                f"module {name!r} is not in the base {self.base.name}{nearest(plain, self.base)}",
                 fix="give the base it was trained on",
             )
         refusal: InputError | None = None
@@ -172,7 +166,7 @@ class _Fitting:
 
     def _weights(self, name: str) -> list[tuple[str, Shape]]:
         """(name, shape) of the base's tensors that the module may adapt."""
-        original = self._original(name)
+        original = name_in_base(self.config, name)
         weights = []
         plain = original
         while plain.endswith(
@@ -195,7 +189,7 @@ class _Fitting:
         self, name: str, base_name: str, weight: Shape, found: Mapping[str, Shape]
     ) -> list[Place]:
         def tensor(leaf: str) -> Shape | None:
-            other = find_in_base(f"{self._original(name)}.{leaf}", self.base)
+            other = find_in_base(f"{name_in_base(self.config, name)}.{leaf}", self.base)
             return other[1] if other else None
 
         def place(inputs: int, outputs: int) -> Place:
@@ -287,14 +281,7 @@ class _Fitting:
             owner = parameter.rpartition(".")[0]
             if not owner or plain == owner or plain.endswith(f".{owner}"):
                 return
-        targets = self.config.names_or_text("target_modules")
-        if not targets or targets == "all-linear":
-            return
-        excluded = self.config.names_or_text("exclude_modules")
-        chosen = self._among(name, targets, "target_modules", unsure=True)
-        if chosen and not isinstance(targets, str) and name not in targets:
-            chosen = self._in_layers(name)
-        if not chosen or (excluded and self._among(name, excluded, "exclude_modules", unsure=False)):
+        if not targeted(self.config, name):
             raise InputError(
                 f"module {name!r} fits nothing: the target_modules of {CONFIG} leave it out", fix=_AGAIN
             )
@@ -307,73 +294,28 @@ class _Fitting:
         targets = self.config.names_or_text("target_modules")
         if self.kind.on != "weight" or isinstance(targets, str) or self.config.get("layer_replication"):
             return
-        excluded = self.config.names_or_text("exclude_modules")
         left = [
             module
             for module in (n.removesuffix(".weight") for n in self.base.tensors if n not in self.adapted)
             if f"{module}.weight" in self.base.tensors
-            and self._among(module, targets, "target_modules", unsure=False)
-            and (module in targets or self._in_layers(f"model.{module}"))
-            and not (excluded and self._among(module, excluded, "exclude_modules", unsure=True))
+            and among(self.config, module, "target_modules", unsure=False)
+            and (self.config.holds("target_modules", module) or in_layers(self.config, f"model.{module}"))
+            and not among(self.config, module, "exclude_modules", unsure=True)
         ]
         if left:
             self.notes.append(
                 f"{len(left)} modules that target_modules names have no tensors, the first is {left[0]}"
             )
 
-    def _among(self, name: str, names: tuple[str, ...] | str, what: str, *, unsure: bool) -> bool:
-        if isinstance(names, str):
-            try:
-                return matches(names, name)
-            except TooCostly:
-                self.config.unmatched.add(what)
-                return unsure
-        return any(name == n or name.endswith(f".{n}") for n in names)
-
-    def _in_layers(self, name: str) -> bool:
-        """PEFT's rule of layers_to_transform, with the pattern left to whatever stands before the number."""
-        layers = self.config.indices("layers_to_transform")
-        if layers is None:
-            return True
-        said = self.config.names_or_text("layers_pattern")
-        patterns = (said,) if isinstance(said, str) and said else tuple(said)
-        for before, number in pairwise(name.split(".")):
-            if number.isdecimal() and (not patterns or before in patterns):
-                return len(number) < 10 and int(number) in layers
-        return False
-
-    def _original(self, name: str) -> str:
-        """The module's name in the base; layer_replication gives copies of a layer numbers of their own."""
-        spans = self.config.get("layer_replication")
-        if not spans:
-            return name
-        copies: list[int] = []
-        wrong = self.config.wrong("layer_replication", "a list of [first, last + 1]", spans)
-        if not isinstance(spans, list):
-            raise wrong
-        for span in spans:
-            if not isinstance(span, list) or len(span) != 2 or any(type(n) is not int for n in span):
-                raise wrong
-            if not 0 <= span[0] < span[1] <= _MAX_LAYERS or len(copies) > _MAX_LAYERS:
-                raise wrong
-            copies += range(span[0], span[1])
-        match = _LAYERS.fullmatch(name)
-        if match is None:
-            return name
-        number = int(match["number"])
-        if number >= len(copies):
-            raise InputError(f"module {name!r} fits nothing: layer_replication makes {len(copies)} layers")
-        return f"{match['before']}.{copies[number]}{match['after']}"
-
     def _block(self, name: str, found: Mapping[str, Shape]) -> tuple[None, int]:
         """Adaption prompts (arXiv:2303.16199): vectors and a gate for a whole attention block."""
-        below = [f"{name}.", *(f"{spelling}." for spelling in _spellings(name))]
+        below = [f"{name}.", *(f"{spelling}." for spelling in spellings_of(name))]
         if not any(tensor.startswith(tuple(below)) for tensor in self.base.tensors):
             raise InputError(
                 f"module {name!r} is not in the base {self.base.name}", fix="give the base it was trained on"
             )
         length = self.config.count("adapter_len")
-        width = self._width() or (found.get("adaption_prompt") or (0,))[-1]
+        width = embedding_width(self.base) or (found.get("adaption_prompt") or (0,))[-1]
         expected: dict[str, Shape] = {"adaption_prompt": (1, length, width), "adaption_gate": (1,)}
         self._exactly(found, expected, f"{_PREFIX}{name}.")
         return None, 0
@@ -389,7 +331,7 @@ class _Fitting:
         config, kind = self.config, self.kind.peft_type
         tokens = config.count("num_virtual_tokens")
         given = config.get("token_dim") is not None
-        width = self._width()
+        width = embedding_width(self.base)
         if kind in ("PREFIX_TUNING", "CARTRIDGE"):
             dim = config.count("token_dim")
             heads = {s[0] for n, (_, s) in self.base.tensors.items() if n.endswith("k_proj.weight")}
@@ -440,13 +382,6 @@ class _Fitting:
             if part not in found:
                 raise InputError(f"{before + part!r} is not there", fix=_AGAIN)
 
-    def _width(self) -> int:
-        """The width of the base's embedding, 0 if it has none by a known name."""
-        for name, (_, shape) in self.base.tensors.items():
-            if name.endswith(_EMBEDDINGS) and len(shape) == 2:
-                return shape[1]
-        return 0
-
     def _tokens(self, key: str, module: str, shape: Shape) -> None:
         """New rows of an embedding beside LoRA factors (trainable_token_indices)."""
         chosen = self.config.get("trainable_token_indices")
@@ -469,7 +404,7 @@ class _Fitting:
         bias = self.config.text("bias")
         is_bias = leaf == "bias" and bias is not None and (bias == "all" or bias.endswith("_only"))
         found = find_in_base(name, self.base)
-        is_embedding = found is not None and (found[0].endswith(_EMBEDDINGS) or parts[-1] in _HEAD_NAMES)
+        is_embedding = found is not None and (found[0].endswith(EMBEDDINGS) or parts[-1] in HEADS)
         if not announced and not (is_bias and found) and not is_embedding:
             raise _fits_nothing(
                 key, f"no {self.kind.peft_type} factor, and neither modules_to_save nor bias announces it"
@@ -487,39 +422,6 @@ class _Fitting:
             )
         self.whole[name] = shape
         self.whole_keys.append(key)
-
-
-def find_in_base(tensor: str, base: BaseFingerprint) -> tuple[str, tuple[int, ...]] | None:
-    """(name, shape) of the base's tensor that PEFT calls `tensor`, or None.
-
-    Checkpoints differ from modules by a leading `model.` or `transformer.` (a bare body saved without its
-    head, or the reverse), and a head tied to the embedding has no tensor of its own.
-    """
-    for candidate in _spellings(tensor):
-        if candidate in base.tensors:
-            return candidate, base.tensors[candidate][1]
-    module, _, leaf = tensor.rpartition(".")
-    if leaf == "weight" and module.rpartition(".")[2] in _HEAD_NAMES:
-        for name, (_, shape) in base.tensors.items():
-            if name.endswith(_EMBEDDINGS):
-                return name, shape
-    return None
-
-
-def _spellings(tensor: str) -> list[str]:
-    spellings = [tensor]
-    head, _, tail = tensor.partition(".")
-    if tail:
-        spellings.append(tail)  # the checkpoint holds the body only: transformer.h.0… -> h.0…
-    if head not in ("model", "transformer"):
-        spellings += [f"model.{tensor}", f"transformer.{tensor}"]
-    return spellings
-
-
-def _nearest(module: str, base: BaseFingerprint) -> str:
-    leaf = module.rpartition(".")[2]
-    same = next((n for n in base.tensors if n.removesuffix(".weight").rpartition(".")[2] == leaf), None)
-    return f" (which has {same})" if same else ""
 
 
 def _fits_nothing(key: str, why: str, fix: str | None = None) -> InputError:

@@ -17,13 +17,11 @@ from typing import Any
 from inlay.errors import InputError
 from inlay.registry.cards import read_papers
 from inlay.registry.fingerprint import BaseFingerprint, read_json, refuse_remote_code
-from inlay.registry.fitting import find_in_base, fit
+from inlay.registry.fitting import fit
 from inlay.registry.kinds import ALONE, classify
 from inlay.registry.peft_config import CONFIG
 from inlay.registry.printable import printable
 from inlay.registry.safetensors_header import read_header, refuse_non_finite
-
-__all__ = ["CONFIG", "TAKEN", "WEIGHTS", "Checked", "check", "find_in_base"]
 
 WEIGHTS = "adapter_model.safetensors"
 TAKEN = (CONFIG, WEIGHTS, "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")

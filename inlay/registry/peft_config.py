@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from inlay.errors import InputError
 from inlay.registry.patterns import Patterns, TooCostly
 
 CONFIG = "adapter_config.json"
 MAX_COUNT = 2**31 - 1
+MAX_NAMES = 1000
+MAX_TARGETS = 200_000  # a model of experts, named one by one
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class PeftConfig:
     fields: Mapping[str, Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     unmatched: set[str] = field(default_factory=set)  # fields whose patterns were too costly to match
-    _patterns: dict[str, Patterns] = field(default_factory=dict)
+    _made: dict[str, Any] = field(default_factory=dict)
 
     def get(self, name: str) -> Any:
         value = self.fields.get(name)
@@ -65,14 +69,38 @@ class PeftConfig:
             raise self.wrong(name, "a text", value)
         return value
 
+    def once(self, key: str, make: Callable[[], _Made]) -> _Made:
+        """What `make` gives, made once: fields are asked for again with every module."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: _Made = self._made[key]
+        return made
+
     def names(self, name: str) -> tuple[str, ...]:
-        """A list of names; none where it is missing."""
-        value = self.get(name)
-        if value is None:
-            return ()
-        if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
-            raise self.wrong(name, "a list of names", value)
-        return tuple(value)
+        """A list of at most MAX_NAMES names; none where it is missing."""
+
+        def make() -> tuple[str, ...]:
+            value = self.get(name)
+            if value is None:
+                return ()
+            if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
+                raise self.wrong(name, "a list of names", value)
+            most = MAX_TARGETS if name in ("target_modules", "exclude_modules") else MAX_NAMES
+            if len(value) > most:
+                raise InputError(f"{CONFIG}: {name} must have at most {most} names, it has {len(value)}")
+            return tuple(value)
+
+        return self.once(f"names of {name}", make)
+
+    def holds(self, name: str, module: str) -> bool:
+        """Whether the list `name` has the module by its whole name."""
+        return module in self.once(f"set of {name}", lambda: frozenset(self.names(name)))
+
+    def holds_end_of(self, name: str, module: str) -> bool:
+        """Whether the list `name` has the module, or its name from some dot on."""
+        names = self.once(f"set of {name}", lambda: frozenset(self.names(name)))
+        parts = module.split(".")
+        return any(".".join(parts[i:]) in names for i in range(len(parts)))
 
     def names_or_text(self, name: str) -> tuple[str, ...] | str:
         value = self.get(name)
@@ -102,14 +130,18 @@ class PeftConfig:
         found = self.mapping(field_name)
         if not found:
             return otherwise
-        values = {key: self._count(f"{field_name}[{key[:60]!r}]", value) for key, value in found.items()}
+
+        def make() -> tuple[Patterns, dict[str, int], frozenset[int]]:
+            counts = {key: self._count(f"{field_name}[{key[:60]!r}]", value) for key, value in found.items()}
+            return Patterns(counts), counts, frozenset(counts.values())
+
+        patterns, counts, values = self.once(f"patterns of {field_name}", make)
         try:
-            patterns = self._patterns.setdefault(field_name, Patterns(values))
             key = patterns.first(module)
         except TooCostly:
             self.unmatched.add(field_name)
-            return seen if seen in values.values() else otherwise
-        return otherwise if key is None else values[key]
+            return seen if seen in values else otherwise
+        return otherwise if key is None else counts[key]
 
     def wrong(self, name: str, expected: str, value: Any) -> InputError:
         return InputError(f"{CONFIG}: {name} must be {expected}, got {_shown(value)}")

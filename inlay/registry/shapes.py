@@ -115,11 +115,18 @@ def lora(p: Place) -> Expected:
 def adalora(p: Place) -> Expected:
     """arXiv:2303.10512: B diag(E) A. What training pruned is gone; rank_pattern keeps it as a mask."""
     r = min(p.size("lora_E", 0), p.config.count("init_r"))
-    for key, mask in p.config.mapping("rank_pattern").items():
-        if key.removeprefix("base_model.model.").removesuffix(".lora_E") == p.module:
-            if not isinstance(mask, list):
-                raise p.config.wrong("rank_pattern", "lists of true and false", mask)
-            r = sum(value is True for value in mask)
+    masks = p.config.once(
+        "masks",
+        lambda: {
+            key.removeprefix("base_model.model.").removesuffix(".lora_E"): mask
+            for key, mask in p.config.mapping("rank_pattern").items()
+        },
+    )
+    if p.module in masks:
+        mask = masks[p.module]
+        if not isinstance(mask, list):
+            raise p.config.wrong("rank_pattern", "lists of true and false", mask)
+        r = sum(value is True for value in mask)
     return {"lora_A": (r, p.inputs), "lora_B": (p.outputs, r), "lora_E": (r, 1)}, r
 
 

@@ -127,6 +127,37 @@ CASES: dict[str, Case] = {
     "lora on conv1d and a head": Case(
         "LoraConfig", "lora", ALONE, 2, {"r": 2}, ("c_attn", "lm_head"), base="gpt2"
     ),
+    "lora on a convolution": Case(
+        "LoraConfig",
+        "lora",
+        ALONE,
+        2,
+        {"r": 2, "task_type": "FEATURE_EXTRACTION"},
+        ("projection",),
+        base="vit",
+    ),
+    "dora on a convolution": Case(
+        "LoraConfig",
+        "dora",
+        ALONE,
+        2,
+        {"r": 2, "use_dora": True, "task_type": "FEATURE_EXTRACTION"},
+        ("projection",),
+        base="vit",
+    ),
+    "lora on experts": Case(
+        "LoraConfig",
+        "lora",
+        ALONE,
+        2,
+        {
+            "r": 2,
+            "target_modules": ["q_proj"],
+            "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+        },
+        ("experts", "q_proj"),
+        base="experts",
+    ),
     "adalora": Case("AdaLoraConfig", "adalora", STRUCTURE, 4, {"init_r": 4, "target_r": 2, "total_step": 10}),
     "adalora on conv1d": Case(
         "AdaLoraConfig", "adalora", STRUCTURE, 4, {"init_r": 4, "total_step": 10}, ("c_attn",), base="gpt2"
@@ -281,6 +312,32 @@ def make_model(base: str) -> Any:
     if base == "distilbert":
         return t.DistilBertModel(
             t.DistilBertConfig(vocab_size=32, dim=HIDDEN, hidden_dim=32, n_layers=2, n_heads=4)
+        )
+    if base == "vit":
+        return t.ViTModel(
+            t.ViTConfig(
+                hidden_size=HIDDEN,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=32,
+                image_size=8,
+                patch_size=4,
+            )
+        )
+    if base == "experts":
+        return t.GptOssForCausalLM(
+            t.GptOssConfig(
+                vocab_size=32,
+                hidden_size=HIDDEN,
+                intermediate_size=24,
+                num_hidden_layers=1,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=4,
+                num_local_experts=3,
+                num_experts_per_tok=2,
+                layer_types=["full_attention"],
+            )
         )
     config = t.LlamaConfig(
         vocab_size=32,

@@ -21,7 +21,8 @@ from registry_fakes import (
 
 from inlay.errors import BaseMismatch, InputError
 from inlay.registry import BaseFingerprint, Registry
-from inlay.registry.ingest import check, find_in_base
+from inlay.registry.ingest import check
+from inlay.registry.module_names import find_in_base
 
 FIRST = f"base_model.model.{MODULES[0]}"
 Break = Callable[[Path], object]
@@ -339,3 +340,24 @@ def test_only_known_files_are_taken_and_the_rest_is_named(
         "adapter_model.safetensors",
     }
     assert version.notes == ("not taken: checkpoint-1, training_args.bin",)
+
+
+@pytest.mark.parametrize(
+    ("module", "checkpoint"),
+    [
+        ("model.language_model.layers.0.self_attn.q_proj", "language_model.model.layers.0.self_attn.q_proj"),
+        ("language_model.model.layers.0.self_attn.q_proj", "model.language_model.layers.0.self_attn.q_proj"),
+        ("model.language_model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"),
+        ("model.layers.0.self_attn.q_proj", "model.language_model.layers.0.self_attn.q_proj"),
+        ("model.visual.blocks.0.attn.qkv", "visual.blocks.0.attn.qkv"),
+        ("lm_head", "language_model.lm_head"),
+        ("transformer.h.0.attn.c_attn", "h.0.attn.c_attn"),
+        ("h.0.attn.c_attn", "transformer.h.0.attn.c_attn"),
+    ],
+)
+def test_modules_are_found_where_checkpoints_keep_them(module: str, checkpoint: str, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    weight = {f"{checkpoint}.weight": np.ones((4, 8), np.float32), "vision_tower.x.weight": np.ones((4, 8))}
+    (base / "model.safetensors").write_bytes(safetensors(weight))
+    assert find_in_base(f"{module}.weight", BaseFingerprint.of(base)) == (f"{checkpoint}.weight", (4, 8))
+    assert find_in_base("vision_tower.y.weight", BaseFingerprint.of(base)) is None

@@ -364,3 +364,18 @@ def test_one_tensor_under_two_names_is_refused(base: Path, tmp_path: Path) -> No
     folder = make_adapter(tmp_path / "a", tensors=tensors, config={"use_dora": True})
     with pytest.raises(InputError, match="has another lora_magnitude_vector"):
         check(folder, BaseFingerprint.of(base))
+
+
+def test_long_lists_are_looked_up_and_longer_ones_refused(base: Path, tmp_path: Path) -> None:
+    fingerprint = BaseFingerprint.of(base)
+    many = [f"x{i}" for i in range(150_000)]
+    named = [f"model.layers.{i}.self_attn.{t}" for i in range(2) for t in ("q_proj", "v_proj")]
+    patterned = {"rank_pattern": {**{name: 7 for name in many[:50_000]}, "q_proj": 2, "v_proj": 2}}
+    folder = make_adapter(tmp_path / "a", config={"target_modules": many + named, **patterned})
+    start = time.monotonic()
+    assert check(folder, fingerprint).targets == ("q_proj", "v_proj")
+    assert time.monotonic() - start < 10
+    for field, most in (("target_modules", 200_000), ("modules_to_save", 1000)):
+        make_adapter(folder, config={field: ["x"] * (most + 1)})
+        with pytest.raises(InputError, match=f"{field} must have at most {most} names"):
+            check(folder, fingerprint)

@@ -278,3 +278,20 @@ def test_what_cannot_be_composed_says_so_by_name(name: str, built: Built) -> Non
 
     with pytest.raises(InputError, match=f"its kind is {CASES[name].kind.upper()}"):
         read_adapter(built.adapter(name)[0])
+
+
+def test_the_table_in_the_documentation_is_the_one_in_the_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "registry.md").read_text()
+    rows = {
+        row[1].strip(" `"): {word.strip(",") for word in row[3].split() if word.strip(",").isupper()}
+        for row in (line.split("|") for line in text.splitlines() if line.startswith("| "))
+        if len(row) == 5
+    }
+    for exactness in ("by-structure", "alone", "refused"):
+        expected = {
+            name
+            for name, kind in KINDS.items()
+            if ("refused" if kind.refused else kind.exactness) == exactness
+        }
+        assert rows[exactness] == expected
+    assert KINDS["LORA"].exactness == "exact"
