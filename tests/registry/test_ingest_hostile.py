@@ -90,7 +90,7 @@ def verdict(folder: Path, base: BaseFingerprint) -> str:
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_real_configuration_with_wrong_fields_gets_a_verdict(
     data: st.DataObject, saved: dict[str, tuple[Path, BaseFingerprint]], tmp_path: Path
 ) -> None:
@@ -142,7 +142,7 @@ def test_expressions_that_never_end_are_not_run(field: str, bomb: str, base: Pat
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_weights_with_damaged_bytes_get_a_verdict(data: st.DataObject, base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     whole = safetensors(adapter_tensors(1))
@@ -370,7 +370,7 @@ def test_long_lists_are_looked_up_and_longer_ones_refused(base: Path, tmp_path: 
     fingerprint = BaseFingerprint.of(base)
     many = [f"x{i}" for i in range(150_000)]
     named = [f"model.layers.{i}.self_attn.{t}" for i in range(2) for t in ("q_proj", "v_proj")]
-    patterned = {"rank_pattern": {**{name: 7 for name in many[:50_000]}, "q_proj": 2, "v_proj": 2}}
+    patterned = {"rank_pattern": {**dict.fromkeys(many[:50_000], 7), "q_proj": 2, "v_proj": 2}}
     folder = make_adapter(tmp_path / "a", config={"target_modules": many + named, **patterned})
     start = time.monotonic()
     assert check(folder, fingerprint).targets == ("q_proj", "v_proj")
