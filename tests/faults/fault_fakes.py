@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -46,6 +47,14 @@ def fill(folder: Path) -> None:
         registry.set_guard("style@prod", {"forget": 0.1, "suites": {"general": ["general"]}}, why="contract")
         registry.describe("legal", owner="anna", description="clauses of contracts", tag=["law"])
         registry.yank("style@v2", why="rude")
+        registry.bundle(folder / "style.bundle", ["style"])
+    shutil.copytree(folder / "store", folder / "further")
+    with Registry.open(folder / "further") as registry:
+        registry.add("legal", folder / "legal4", base=folder / "base", why="later")
+        registry.promote("legal@v4", "prod")
+        registry.add("other", folder / "legal1", base=folder / "base")
+        registry.lock("acme", {"stack": ["legal@v4", "style@v1"]})
+        registry.bundle(folder / "further.bundle")
 
 
 def said(path: Path) -> dict[str, list[tuple[Any, ...]]]:

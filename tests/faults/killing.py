@@ -1,15 +1,17 @@
 """Kill a process before each of its steps, one step later every time, and look at what it left.
 
-Run by test_killed.py in a process of its own, so that a fork is cheap: `python killing.py FOLDER OPERATION`,
-where FOLDER is what the `made` fixture made. Prints one JSON object.
+Run by test_killed.py in a process of its own, so that a fork is cheap: `python killing.py FOLDER OPERATION
+WORK steps`, where FOLDER is what the `made` fixture made. Prints one JSON object.
 
 A step is a call that changes the disk (a write counts twice: before it and when half of it is done), or an
 SQL statement. They are counted by wrapping `os` and `sqlite3.connect` in the child; the product knows nothing
-of it.
+of it. With `calls` in place of `steps` it is every system call that changes the disk, SQLite's own among
+them.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -24,6 +26,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "registry")]
 
+import system_calls  # noqa: E402
 from fault_fakes import ROUTE, objects, said  # noqa: E402
 
 from inlay.registry import Registry  # noqa: E402
@@ -38,13 +41,16 @@ CALLS = (
 class Operation:
     """What is killed: `prepare` the copy of the store, then `perform` until it survives.
 
-    `again` says that performing it twice means the same as once.
+    `again` says that performing it twice means the same as once; `start`, what it is performed on: the
+    "full" store, an "empty" one, or "nothing". Only every `stride`th step is deadly, where there are very
+    many of the same kind.
     """
 
     perform: Callable[[Registry, Path], object]
     prepare: Callable[[Registry, Path], object] = lambda registry, made: None
     again: bool = True
-    create: bool = False
+    start: str = "full"
+    stride: int = 1
 
 
 def _leave_something(registry: Registry, made: Path) -> None:
@@ -72,9 +78,8 @@ def _score(registry: Registry, made: Path) -> object:
 
 
 OPERATIONS = {
-    "init": Operation(lambda registry, made: None, create=True),
+    "init": Operation(lambda registry, made: None, start="nothing", stride=3),
     "add the next version": Operation(_add("legal", 4)),
-    "add a new name": Operation(_add("fresh", 4)),
     "promote": Operation(lambda registry, made: registry.promote("legal@v3", "prod", why="best")),
     "rollback with dependents": Operation(
         lambda registry, made: registry.rollback("legal@prod", why="bad", dependents=True), again=False
@@ -102,6 +107,12 @@ OPERATIONS = {
     "put a score": Operation(_score),
     "make a folder of links": Operation(lambda registry, made: registry.resolve("legal@v2").path),
     "gc": Operation(lambda registry, made: registry.gc(grace=0), prepare=_leave_something),
+    "unbundle into an empty store": Operation(
+        lambda registry, made: registry.unbundle(made / "style.bundle"), start="empty"
+    ),
+    "unbundle what went on": Operation(
+        lambda registry, made: registry.unbundle(made / "further.bundle"), stride=11
+    ),
     "retire": Operation(lambda registry, made: registry.retire("legal@v3", why="never shipped")),
     "purge": Operation(
         lambda registry, made: registry.purge("legal@v3", why="request 12"),
@@ -152,7 +163,15 @@ class Steps:
         sqlite3.connect = connected  # type: ignore[assignment]
 
 
-def child(store: Path, made: Path, operation: Operation, fatal: int) -> int:
+def perform(store: Path, made: Path, operation: Operation, step: Callable[[], object]) -> None:
+    registry = Registry.open(store, create=operation.start == "nothing")
+    operation.perform(registry, made)
+    step()
+    registry.close()
+    step()
+
+
+def by_steps(store: Path, made: Path, operation: Operation, fatal: int) -> int:
     """Perform the operation in a fork that dies before step `fatal`: SIGKILL's -9, or 0 where it survived."""
     pid = os.fork()
     if pid == 0:
@@ -160,11 +179,7 @@ def child(store: Path, made: Path, operation: Operation, fatal: int) -> int:
         try:
             steps = Steps(fatal)
             steps.install()
-            registry = Registry.open(store, create=operation.create)
-            operation.perform(registry, made)
-            steps.step()
-            registry.close()
-            steps.step()
+            perform(store, made, operation, steps.step)
             code = 0
         finally:
             if code:
@@ -176,28 +191,38 @@ def child(store: Path, made: Path, operation: Operation, fatal: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def by_calls(store: Path, made: Path, operation: Operation, fatal: int) -> int:
+    """The same, killed before the `fatal`th system call that changes the disk."""
+    return system_calls.run(lambda: perform(store, made, operation, lambda: None), fatal)[0]
+
+
 def look(store: Path) -> tuple[Any, list[str]]:
     """The rows and objects of a store, by a fresh look."""
     return said(store), objects(store)
 
 
-def run(made: Path, name: str, work: Path) -> dict[str, Any]:
-    """Kill the operation at every step: how many there were, how many left the old state, the new one."""
+def run(
+    made: Path, name: str, work: Path, child: Callable[[Path, Path, Operation, int], int]
+) -> dict[str, Any]:
+    """Kill the operation at every step: how many left the old state, the new one, and leftovers."""
     operation = OPERATIONS[name]
     old, new, store = work / "old", work / "new", work / "store"
-    if operation.create:
-        old.mkdir()
-    else:
-        shutil.copytree(made / "store", old)
-        with Registry.open(old) as registry:
-            operation.prepare(registry, made)
+    match operation.start:
+        case "nothing":
+            old.mkdir()
+        case "empty":
+            Registry.open(old, create=True).close()
+        case _:
+            shutil.copytree(made / "store", old)
+            with Registry.open(old) as registry:
+                operation.prepare(registry, made)
     shutil.copytree(old, new)
-    with Registry.open(new, create=operation.create) as registry:
+    with Registry.open(new, create=operation.start == "nothing") as registry:
         operation.perform(registry, made)
         assert registry.fsck() == []
         registry.gc(grace=0)
     after = look(new)
-    if operation.create:
+    if operation.start == "nothing":
         with Registry.open(work / "empty", create=True):
             before = look(work / "empty")
     else:
@@ -205,15 +230,14 @@ def run(made: Path, name: str, work: Path) -> dict[str, Any]:
         with Registry.open(work / "tidy") as registry:
             registry.gc(grace=0)
         before = look(work / "tidy")
-    left_old = left_new = leftovers = fatal = 0
-    while True:
-        fatal += 1
+    left_old = left_new = leftovers = 0
+    for fatal in itertools.count(1, operation.stride):
         shutil.rmtree(store, ignore_errors=True)
         shutil.copytree(old, store)
         code = child(store, made, operation, fatal)
         assert code in (0, -signal.SIGKILL), f"step {fatal}: left with {code}"
         where = f"killed before step {fatal}"
-        with Registry.open(store, create=operation.create) as registry:
+        with Registry.open(store, create=operation.start == "nothing") as registry:
             problems = [p for p in registry.fsck() if "run `inlay gc`" not in p]
             assert problems == [], f"{where}: {problems}"
             leftovers += bool(registry.gc(grace=0))
@@ -224,17 +248,18 @@ def run(made: Path, name: str, work: Path) -> dict[str, Any]:
         assert files == (after if is_new else before)[1], f"{where}: objects that are not the state's"
         if code == 0:
             assert is_new, "it finished, and what it did is not there"
-            return {"steps": fatal - 1, "old": left_old, "new": left_new, "leftovers": leftovers}
+            break
         left_old, left_new = left_old + (not is_new), left_new + is_new
         if operation.again or not is_new:
-            with Registry.open(store, create=operation.create) as registry:
+            with Registry.open(store, create=operation.start == "nothing") as registry:
                 operation.perform(registry, made)
                 assert registry.fsck() == [], f"{where}, then done again"
                 registry.gc(grace=0)
             assert look(store) == after, f"{where}, then done again: not what doing it once gives"
+    return {"old": left_old, "new": left_new, "leftovers": leftovers}
 
 
 if __name__ == "__main__":
     folder, wanted = Path(sys.argv[1]), sys.argv[2]
-    place = Path(sys.argv[3])
-    print(json.dumps(run(folder, wanted, place)))
+    place, way = Path(sys.argv[3]), {"steps": by_steps, "calls": by_calls}[sys.argv[4]]
+    print(json.dumps(run(folder, wanted, place, way)))

@@ -1,4 +1,7 @@
-"""Many processes at once on a store that does not exist yet: no failure, no number lost or given twice."""
+"""Many processes at once on a store that does not exist yet: no failure, no number lost or given twice.
+
+The fast case, with four, is in tests/registry/test_database.py.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +53,6 @@ def crowd(store: Path, base: Path, folders: list[Path]) -> None:
 def test_eight_processes_on_a_store_that_does_not_exist_yet(round_: int, base: Path, tmp_path: Path) -> None:
     folders = [make_adapter(tmp_path / f"a{i}", seed=100 * round_ + i) for i in range(2 * PROCESSES)]
     crowd(tmp_path / "fresh", base, folders)
-
-
-def test_eight_processes_once(base: Path, tmp_path: Path) -> None:
-    crowd(tmp_path / "fresh", base, [make_adapter(tmp_path / f"a{i}", seed=i) for i in range(PROCESSES)])
 
 
 @pytest.mark.slow
