@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import InputError
+from inlay.registry.kinds import CONVERSION, EXACT, classify
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from inlay.registry import Registry, Version
 
 FACTOR_KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
-PLAIN_INITIALISATIONS = (True, False, "true", "false", "gaussian", "orthogonal")
-"""Initialisations that leave the base's weights alone. The others (PiSSA, OLoRA, CorDA, LoftQ, EVA …) move
-part of the base into the adapter, so that its factors are no delta on the base we hold."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +98,12 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         return f"it replaces whole modules ({', '.join(config['modules_to_save'])})"
     if config.get("trainable_token_indices"):
         return "it changes token embeddings (trainable_token_indices)"
-    initial = config.get("init_lora_weights", True)
-    if (initial.lower() if isinstance(initial, str) else initial) not in PLAIN_INITIALISATIONS:
+    classified = classify(config)
+    if classified.exactness == CONVERSION:
+        initial = config.get("init_lora_weights")
         return f"it was initialised by {initial}, which moves part of the base into the adapter"
-    for key in ("alora_invocation_tokens", "arrow_config", "layer_replication", "target_parameters"):
-        if config.get(key):
-            return f"it uses {key}"
+    if classified.exactness != EXACT:
+        return f"it is {'; '.join(classified.notes)}"
     return None
 
 
@@ -160,10 +158,11 @@ def _by_pattern(pattern: Mapping[str, Any] | None, module: str, otherwise: Any) 
 
 def _check_against(adapter: Adapter, base: str | Path) -> None:
     from inlay.registry.fingerprint import BaseFingerprint
+    from inlay.registry.module_names import find_in_base
 
-    tensors = BaseFingerprint.of(base).tensors
+    fingerprint = BaseFingerprint.of(base)
     for module, (a, b) in adapter.factors.items():
-        held = tensors.get(f"{module}.weight")
+        held = find_in_base(f"{module}.weight", fingerprint)
         if held is None:
             raise InputError(f"{adapter.name} adapts {module}, which the base does not have")
         shape = (int(b.shape[0]), int(a.shape[1]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inlay.composer.factors import FACTOR_KEY, refusal
-from inlay.errors import BaseMismatch, InputError
+from inlay.errors import BaseMismatch, InputError, IntegrityError
 from inlay.registry import BaseRef, Lock, Registry, Version
 from inlay.registry.lookup import children
 from inlay.registry.recipes import BASE
@@ -184,7 +184,7 @@ class _Layout:
 
     def _measured(self, version: Version) -> Slot:
         if version.state == "purged":
-            raise InputError(
+            raise IntegrityError(
                 f"{version.ref} was purged, its bytes are gone", fix=f"see `inlay log {version.name}`"
             )
         reason = refusal(json.loads(self.store.read_file(version, "adapter_config.json")))
