@@ -38,6 +38,7 @@ MAX_HEADER = 16 << 20
 MAX_LINE = 64 << 20
 _OBJECT = re.compile(r"objects/([0-9a-f]{64})")
 _ROWS = re.compile(r"rows/[a-z_]+\.jsonl")
+_END = struct.Struct("<4s16sH")  # the end of a zip's directory: its signature, …, how long a comment follows
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _UNSOUND = (
     zipfile.BadZipFile,
@@ -147,6 +148,7 @@ class Reader:
                     self._admit(info)
                 if sum(info.file_size for info in self._infos.values()) > self._total:
                     raise self._bad("its members overlap")
+                self._refuse_more()
                 self.digest, self.header = self._read_header()
         except BaseException:
             self._file.close()
@@ -210,11 +212,19 @@ class Reader:
             raise self._bad(f"{ascii(name)[:80]} is compressed")
         if info.flag_bits & 0x1:
             raise self._bad(f"{ascii(name)[:80]} is encrypted")
-        if mode and not stat.S_ISREG(mode):
+        if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             raise self._bad(f"{ascii(name)[:80]} is no regular file")
         if info.header_offset + info.file_size > self._total:
             raise self._bad(f"{ascii(name)[:80]} claims {info.file_size} bytes, the file has {self._total}")
         self._infos[name] = info
+
+    def _refuse_more(self) -> None:
+        """A zip may have anything before it and after it, and be something else at the same time."""
+        self._file.seek(max(0, self._total - _END.size))
+        end = self._file.read(_END.size)
+        first = min((info.header_offset for info in self._infos.values()), default=0)
+        if first != 0 or len(end) < _END.size or _END.unpack(end)[::2] != (b"PK\5\6", 0):
+            raise self._bad("there is something before or after it")
 
     def _read_header(self) -> tuple[str, dict[str, Any]]:
         info = self._infos.get(HEADER)
@@ -224,6 +234,8 @@ class Reader:
         header = json.loads(data)
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise self._bad(f"{HEADER} says that it is something else")
+        if canonical(header).encode() != data:
+            raise self._bad(f"{HEADER} is not canonical JSON")
         version = header.get("version")
         if type(version) is not int or version < 1:
             raise self._bad(f"{HEADER} says no format")

@@ -110,8 +110,12 @@ class Forged:
     def manifest(self, ref: str) -> None:
         version = self.thing(ref)
         listed = [{"path": p, "sha256": d, "size": s} for p, s, d in version["files"]]
-        version["digest"] = self.put(written(listed).encode())
+        self.rename(version["digest"], self.put(written(listed).encode()))
         self.prune()
+
+    def rename(self, old: str, new: str) -> None:
+        """One digest for another, wherever a row has it."""
+        self.rows = json.loads(written(self.rows).replace(old, new))
 
     def prune(self) -> None:
         """Leave out the objects that nothing in the rows names."""
@@ -120,9 +124,12 @@ class Forged:
 
     def seal(self) -> Forged:
         """Compute again all that anybody could: digests of locks, sealed records, keys, the chain."""
-        for row in self.rows["locks"]:
+        for number in range(len(self.rows["locks"])):
             with contextlib.suppress(Exception):
-                row["digest"] = digest_of_lock(row["base"][0], json.loads(row["tree"]))
+                row = self.rows["locks"][number]
+                digest = digest_of_lock(row["base"][0], json.loads(row["tree"]))
+                if digest != row["digest"]:
+                    self.rename(row["digest"], digest)
         for row in self.rows["evals"]:
             with contextlib.suppress(Exception):
                 row["protocol"] = digest_of(row["protocol_detail"])
