@@ -96,7 +96,8 @@ def test_every_member_that_is_changed_or_gone_is_missed(good: Path, target: Regi
     "name",
     [
         "../x", "/etc/x", "objects/../x", "objects/" + "A" * 64, "objects/" + "a" * 63, "objects/x/y",
-        "rows/", "rows/../../x.jsonl", "rows/evil.jsonl", "rows", "bundle.json/", "C:\\x", "objects/", "x\x1b[2J\n",
+        "rows/", "rows/../../x.jsonl", "rows/evil.jsonl", "rows", "bundle.json/", "C:\\x", "objects/",
+        "x\x1b[2J\n",
     ],
 )  # fmt: skip
 def test_a_member_that_no_bundle_has(name: str, good: Path, target: Registry, tmp_path: Path) -> None:
