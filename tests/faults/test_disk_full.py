@@ -67,7 +67,7 @@ def check_refused_or_done(
     return code == 0
 
 
-@pytest.mark.parametrize("verb", ["add", "promote", "yank"])
+@pytest.mark.parametrize("verb", ["add", "promote", pytest.param("yank", marks=pytest.mark.slow)])
 def test_files_that_may_not_grow(verb: str, made: Path, tmp_path: Path) -> None:
     """Oracle: the same verb where there is room."""
     wanted = tmp_path / "wanted"

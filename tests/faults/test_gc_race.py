@@ -26,10 +26,10 @@ with Registry.open(store) as registry:
         name = f"line{first}"
         made = registry.add(name, make_adapter(Path(folder), seed=seed), base=base, run={"seed": seed})
         registry.promote(made.ref, "prod")
-        registry.add("shared", folder, base=base, run={"seed": seed})
         assert registry.resolve(f"{name}@prod") == made
         assert registry.run_of(made) == {"seed": seed}
         assert (made.path / "adapter_model.safetensors").stat().st_size > 0
+        registry.add("shared", make_adapter(Path(folder), seed=seed + 500), base=base)
         seed, added = seed + 1, added + 1
 print(added)
 """
@@ -42,6 +42,7 @@ with Registry.open(store) as registry:
     while time.time() < end:
         gone += len(registry.gc(grace=0))
         rounds += 1
+        time.sleep(0.002)  # SQLite's lock is not fair: without a pause nobody else would ever get it
 print(rounds, gone)
 """
 
