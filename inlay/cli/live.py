@@ -191,11 +191,10 @@ def purge_verb(
     """
     registry = open_store(store)
     if not dry_run and not yes:
-        planned = registry.purge(refs, why=why, dry_run=True)
-        if planned:
-            click.confirm(
-                f"erase {', '.join(str(e.from_ref) for e in planned)} for good?", abort=True, err=True
-            )
+        planned = ", ".join(str(e.from_ref) for e in registry.purge(refs, why=why, dry_run=True))
+        if planned and not click.confirm(f"erase {planned} for good?", err=True):
+            emit("purge", as_json, {"dry_run": False, "events": []}, "nothing was erased")
+            return 1
     _say("purge", as_json, registry.purge(refs, why=why, dry_run=dry_run), dry_run)
     return 0
 

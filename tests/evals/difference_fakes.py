@@ -4,15 +4,11 @@ outcomes. No model answers anything."""
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "registry"))
-
 from registry_fakes import adapter_tensors, make_adapter, make_base, score
 
 from inlay.evals.suites import Suite
