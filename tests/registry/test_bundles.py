@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_fakes import rows_of
+from bundle_fakes import Forged, rows_of, written
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from registry_fakes import make_adapter, make_base, put_suite, score, snapshot
 
 from inlay.errors import Conflict, InlayError, InputError, IntegrityError, ReferenceNotFound
-from inlay.registry import Registry
+from inlay.registry import Registry, unbundling
 from inlay.registry.archive import Writer
 
 ALIASES = ("prod", "staging", "trial")
@@ -590,3 +591,111 @@ def others_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Registry.open(folder / "store", create=True) as registry:
         registry.add("other", make_adapter(folder / "o", seed=41), base=make_base(folder / "base"))
     return folder / "store"
+
+
+# What is lawful passes
+
+
+def test_whatever_a_registry_writes_is_taken_over(
+    three: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inlay.evals.guards import judge
+
+    monkeypatch.setattr(Registry, "judge", staticmethod(judge))
+    base = make_base(tmp_path / "base")
+    other = make_base(tmp_path / "other", template="{{ other }}")
+    mismatched = {"base": {"weights": "sha256:" + "7" * 64, "prompt": "x"}}
+    three.add("team/odd", make_adapter(tmp_path / "m", seed=61), base=base, run=mismatched,
+              allow_base_mismatch=True, why="Grüße — 値", owner="Zoë")  # fmt: skip
+    three.add("team/odd", make_adapter(tmp_path / "m2", seed=62), base=other, accept_prompt_change=True)
+    put_suite(three, "general", 400)
+    score(three, "base", "general", (True,) * 400)
+    score(three, "legal@v1", "general", (True,) * 400)
+    score(three, "legal@v2", "general", (False,) * 400)
+    guard = {"forget": 0.2, "suites": {"general": ["general"]}, "protocol": {"template": "chat"}}
+    three.set_guard("legal@prod", guard)
+    three.promote("legal@v1", "prod")
+    with pytest.raises(InlayError):
+        three.promote("legal@v2", "prod")
+    three.set_guard("legal@prod", None, why="off")
+    three.promote("legal@v2", "prod", expect="v1")
+    three.rollback("legal@prod", why="x", to="v1")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"base: {base}\nguard: {{forget: 0.1, suites: {{general: [general]}}}}\ncompose:\n"
+                      "  merge: [legal@v1, {use: style@v1, weight: -0.5}]\n  rank: 2\n  seed: 7\n"
+                      "  space: dense\n")  # fmt: skip
+    three.lock("acme/one", recipe)
+    three.lock("acme/two", {"base": str(base), "use": "base"})
+    three.lock("acme/three", {"stack": ["legal@v1", {"use": "acme/one@v1", "weight": 2}], "weight": 0.5})
+    three.lock("acme/four", {"stack": [{"use": "acme/three@v1", "weight": 3.0}, "acme/two@v1"]})
+    three.lock("acme/four", "route: {by: request, experts: [acme/four@v1, style@v1]}")
+    three.lock("acme/five", {"base": str(base), "use": "acme/two@v1", "weight": 2.0})
+    three.lock("acme/six", f"sha256:{three.resolve('legal@v1').digest[7:27]}")
+    three.lock("acme/seven", "route: {by: arrow, experts: [legal@v1, style@v1]}\nweight: 2")
+    for name in ("one", "two", "three", "four", "five", "six", "seven"):
+        three.promote(f"acme/{name}@v1", "prod", force=True, why="x")
+    three.yank("acme/two@v1", why="x", otherwise="disable")
+    three.rollback("acme/three@prod", why="x", otherwise="base")
+    three.rollback("legal@prod", why="x", dependents=True, otherwise="disable")
+    three.retire("acme/four@v2", why="tidy")
+    three.describe("team/odd", owner="Zoë", description="ü \n\x00\u202e", tag=["a=b:c/d"], untag=["x"])
+    three.describe("team/odd", tag=["x"], untag=["a=b:c/d"])
+    assert three.fsck() == []
+    three.bundle(tmp_path / "all.bundle")
+    with fresh(tmp_path / "copy") as copy:
+        copy.unbundle(tmp_path / "all.bundle")
+        assert tables(copy) == tables(three) and copy.fsck(three.journal_head()) == []
+    with fresh(tmp_path / "third") as third:
+        third.add("before", make_adapter(tmp_path / "b", seed=63), base=base)
+        third.unbundle(tmp_path / "all.bundle")
+        assert third.fsck() == []
+        same(three, third, tuple(row.name for row in three.names()))
+
+
+def test_rows_of_the_first_schema_are_taken_over(rich_made: Path, tmp_path: Path) -> None:
+    """They sealed no record and knew neither licence nor card."""
+    forged = Forged(rich_made / "all.bundle")
+    for row in forged.rows["journal"]:
+        said = json.loads(row["detail"])
+        said.pop("record", None)
+        row["detail"] = written(said)
+    for row in forged.rows["versions"]:
+        del row["licence"], row["card"]
+    forged.seal().write(tmp_path / "old.bundle")
+    with fresh(tmp_path / "copy") as copy:
+        assert len(copy.unbundle(tmp_path / "old.bundle").versions) == 8
+        assert copy.fsck() == [] and copy.resolve("legal@v1").licence is None
+
+
+# Others at the same time
+
+
+def test_gc_in_the_middle_takes_nothing_that_is_needed(
+    rich_made: Path, elsewhere: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, taken = unbundling._check_contents, []
+
+    def then_gc(*arguments: Any) -> None:
+        real(*arguments)
+        with Registry.open(elsewhere.path) as other:
+            taken.extend(other.gc(grace=0))
+
+    monkeypatch.setattr(unbundling, "_check_contents", then_gc)
+    elsewhere.unbundle(rich_made / "all.bundle")
+    assert len(taken) > 15 and elsewhere.fsck() == []
+
+
+def test_somebody_quicker_leaves_nothing_to_do(
+    rich_made: Path, elsewhere: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = unbundling._check_contents
+
+    def then_another(*arguments: Any) -> None:
+        real(*arguments)
+        monkeypatch.undo()
+        with Registry.open(elsewhere.path) as other:
+            assert other.unbundle(rich_made / "all.bundle").events > 0
+
+    monkeypatch.setattr(unbundling, "_check_contents", then_another)
+    done = elsewhere.unbundle(rich_made / "all.bundle")
+    assert (done.events, done.evals, done.versions) == (0, 0, ()) and elsewhere.fsck() == []
