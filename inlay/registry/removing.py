@@ -29,6 +29,12 @@ _CLAIMS = f"""
     UNION ALL SELECT tensors, 'the base ' || name FROM bases WHERE tensors IN asked
     UNION ALL SELECT items, 'the suite ' || name FROM suites WHERE items IN asked"""
 
+_PURGED = "(SELECT from_digest FROM journal WHERE verb IN ('yank', 'retire', 'purge') AND verb = 'purge')"
+_OWN_REPORTS = f"""
+    SELECT object FROM reports WHERE subject = ?1 AND object NOT IN
+        (SELECT object FROM reports WHERE subject <> ?1 AND subject NOT IN {_PURGED})"""
+_OTHERS_WITH_RUN = f"SELECT 1 FROM versions WHERE run = ? AND digest <> ? AND digest NOT IN {_PURGED} LIMIT 1"
+
 
 def retire(store: Store, refs: Sequence[str], *, why: str, dry_run: bool, who: str) -> list[journal.Event]:
     """See `Registry.retire`."""
@@ -182,18 +188,15 @@ def _refuse_shared(store: Store, thing: Version, leaving: set[tuple[str, int]]) 
 
 
 def _own_objects(store: Store, thing: Version | Lock) -> list[str]:
-    """The objects that are this thing and nobody else's: weights, manifest, training record, reports."""
-    own = {
-        row["object"] for row in store.db.rows("SELECT object FROM reports WHERE subject = ?", [thing.digest])
-    }
+    """The objects that are this thing and nobody else's: weights, manifest, training record, reports. What
+    only others have that were purged before is nobody else's.
+    """
+    own = {row["object"] for row in store.db.rows(_OWN_REPORTS, [thing.digest])}
     if isinstance(thing, Version):
         own.add(thing.digest)
         own.update(row["digest"] for row in _files(store, thing) if row["path"] == WEIGHTS)
         if thing.run is not None:
-            others = store.db.row(
-                "SELECT count(*) AS n FROM versions WHERE run = ? AND digest <> ?", [thing.run, thing.digest]
-            )
-            if others is not None and others["n"] == 0:
+            if store.db.row(_OTHERS_WITH_RUN, [thing.run, thing.digest]) is None:
                 own.add(thing.run)
     return sorted(own)
 

@@ -135,3 +135,31 @@ def test_a_reason_and_exact_versions_are_needed(three: Registry) -> None:
         three.purge("legal@prod", why="law")
     with pytest.raises(InputError, match="nothing was named"):
         three.purge([], why="law")
+
+
+def test_what_two_share_goes_with_the_second(three: Registry, tmp_path: Path) -> None:
+    base, run = make_base(tmp_path / "base"), {"examples": ["Dear Ms Muster"]}
+    for seed in (71, 72):
+        three.add("pair", make_adapter(tmp_path / f"p{seed}", seed=seed), base=base, run=run)
+        three.put_report(f"pair@v{seed - 70}", "forgetting", {"flips": ["Dear Ms Muster"]})
+    record = three.resolve("pair@v1").run
+    report = three._store.db.row("SELECT object FROM reports")
+    assert record is not None and report is not None
+    both = {record, report["object"]}
+    (first,) = three.purge("pair@v1", why="request 12")
+    assert both.isdisjoint(first.detail["erased"]) and three.fsck() == []
+    assert three.run_of(three.resolve("pair@v2")) == run and len(three.reports("pair@v2")) == 1
+    (second,) = three.purge("pair@v2", why="request 12")
+    assert both <= set(second.detail["erased"]) and three.fsck() == [] and three.gc(grace=0) == []
+    assert not any(three._store.objects.path(digest).exists() for digest in both)
+
+
+def test_two_that_share_are_purged_at_once(three: Registry, tmp_path: Path) -> None:
+    base, run = make_base(tmp_path / "base"), {"examples": ["Dear Ms Muster"]}
+    for seed in (71, 72):
+        three.add("pair", make_adapter(tmp_path / f"p{seed}", seed=seed), base=base, run=run)
+    record = three.resolve("pair@v1").run
+    assert record is not None
+    events = three.purge(["pair@v1", "pair@v2"], why="request 12")
+    assert record in {digest for event in events for digest in event.detail["erased"]}
+    assert not three._store.objects.path(record).exists() and three.fsck() == []
