@@ -195,9 +195,9 @@ def _own_objects(store: Store, thing: Version | Lock) -> list[str]:
     if isinstance(thing, Version):
         own.add(thing.digest)
         own.update(row["digest"] for row in _files(store, thing) if row["path"] == WEIGHTS)
-        if thing.run is not None:
-            if store.db.row(_OTHERS_WITH_RUN, [thing.run, thing.digest]) is None:
-                own.add(thing.run)
+        run = thing.run
+        if run is not None and store.db.row(_OTHERS_WITH_RUN, [run, thing.digest]) is None:
+            own.add(run)
     return sorted(own)
 
 
