@@ -359,7 +359,7 @@ def _adapter_lines(details: dict[str, Any]) -> list[str]:
     if card:
         lines.append(f"card      {card}")
     hub = (details["lineage"] or {}).get("hub")
-    if hub:
+    if isinstance(hub, dict):
         lines.append(f"from      {hub.get('repo')} at commit {hub.get('commit')} on the hub")
     return lines
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from inlay.errors import BaseMismatch, InputError
 from inlay.registry import describing, ingest, journal, lookup, removing
-from inlay.registry.canonical import canonical, digest_of_file, now
+from inlay.registry.canonical import canonical, digest_of, digest_of_file, now
 from inlay.registry.fingerprint import BaseFingerprint
 from inlay.registry.names import check_name
 from inlay.registry.records import BaseRef, Version
@@ -45,7 +45,8 @@ def add(
     mismatch = _compare(trained_on, fingerprint, allow_base_mismatch, accept_prompt_change)
 
     if removing.erased(store):  # only then is it worth hashing the weights before they are stored
-        removing.refuse_erased(store, [digest_of_file(checked.files[ingest.WEIGHTS])[0]])
+        said = [digest_of(run_text)] if run_text is not None else []
+        removing.refuse_erased(store, [digest_of_file(checked.files[ingest.WEIGHTS])[0], *said])
     stored = {file: store.objects.put_file(path) for file, path in checked.files.items()}
     checked.refuse_changed()
     manifest = [{"path": f, "sha256": d, "size": s} for f, (d, s) in sorted(stored.items())]
@@ -62,7 +63,7 @@ def add(
         existing = _existing(store, name, digest, fingerprint)
         if existing is not None:
             return existing
-        removing.refuse_erased(store, [stored[ingest.WEIGHTS][0]])
+        removing.refuse_erased(store, [stored[ingest.WEIGHTS][0], *kept])
         _keep(store, checked, stored, dict(zip(kept, texts, strict=True)))
         make_name(store, name, "adapter", owner)
         number = lookup.latest(store, name) + 1

@@ -354,6 +354,7 @@ def _bare_base(store: Store, name: str, before: Target | None, why: str, who: st
         None,
         who,
         who,
+        anew=True,
     )
     return _target(lock)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from inlay.errors import InputError, IntegrityError, ReferenceNotFound
 from inlay.registry import lookup
-from inlay.registry.canonical import canonical, is_digest, now
+from inlay.registry.canonical import canonical, digest_of, is_digest, now
 from inlay.registry.guards import Evidence, Guard
 from inlay.registry.names import check_name, close_to
 from inlay.registry.records import EvalRecord, Lock, SuiteRow, Version
@@ -162,7 +162,10 @@ def put_report(store: Store, subject: str, kind: str, report: Mapping[str, Any])
     check_name(kind)
     digest = subject_of(store, subject)
     written = canonical(report).encode()
+    from inlay.registry.removing import refuse_erased  # which needs locks, which need this module
+
     with store.db.transaction():  # `gc` is kept out between the object and its row
+        refuse_erased(store, [digest_of(written)])
         stored = store.objects.put_bytes(written)
         store.db.insert("reports", {"subject": digest, "kind": kind, "object": stored, "created": now()})
     return stored
@@ -170,12 +173,17 @@ def put_report(store: Store, subject: str, kind: str, report: Mapping[str, Any])
 
 def reports(store: Store, subject: str, kind: str | None, limit: int | None) -> list[dict[str, Any]]:
     """See `Registry.reports`."""
+    from inlay.registry.removing import erased
+
     rows = store.db.rows(
-        "SELECT object FROM reports WHERE subject = ?1 AND (?2 IS NULL OR kind = ?2)"
-        " ORDER BY id DESC LIMIT ?3",
-        [subject_of(store, subject), kind, -1 if limit is None else max(0, limit)],
+        "SELECT object FROM reports WHERE subject = ?1 AND (?2 IS NULL OR kind = ?2) ORDER BY id DESC",
+        [subject_of(store, subject), kind],
     )
-    return [json.loads(store.objects.read(row["object"], what="report")) for row in rows]
+    digests = [row["object"] for row in rows]
+    if store.objects.missing(digests):  # erased, or lost: reading the lost ones says so
+        gone = erased(store)
+        digests = [digest for digest in digests if digest not in gone]
+    return [json.loads(store.objects.read(digest, what="report")) for digest in digests[:limit]]
 
 
 def pin_guard(store: Store, guard: Guard) -> Guard:

@@ -63,7 +63,7 @@ class BaseFingerprint:
     def of(
         cls, base: str | Path | BaseFingerprint, revision: str | None = None, *, verify: bool = False
     ) -> BaseFingerprint:
-        """The fingerprint of a folder, or of a hub id at `revision` (fetched; `.revision` becomes the commit).
+        """The fingerprint of a folder, or of a hub id at `revision` (fetched, `.revision` being the commit).
 
         `verify` hashes every byte again instead of believing the cache. Raises InputError where it is no
         base, wants remote code, or has its weights only as pickles, StoreBusy where the hub is out of reach.

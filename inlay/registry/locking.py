@@ -187,8 +187,13 @@ def insert(
     provenance: str | None,
     who: str,
     owner: str,
+    *,
+    anew: bool = False,
 ) -> Lock:
-    """Store a tree as the next lock of `name`, inside a transaction; the newest one if it is the same."""
+    """Store a tree as the next lock of `name`, inside a transaction; the newest one if it is the same.
+
+    InputError where that was yanked or let go, unless `anew`, which then takes the next number.
+    """
     from inlay.registry.adding import base_id, known_base_id, make_name
 
     make_name(store, name, "variant", owner)
@@ -200,7 +205,14 @@ def insert(
         text,
         guard_text,
     ):
-        return lookup.lock_by_id(store, newest["id"])
+        kept = lookup.lock_by_id(store, newest["id"])
+        if kept.state == "active":
+            return kept
+        if not anew:
+            raise InputError(
+                f"this recipe resolves to {kept.ref}, which was {kept.state}",
+                fix="change what it resolves to",
+            )
     number = lookup.latest(store, name) + 1
     row = {
         "name": name,

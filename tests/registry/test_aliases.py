@@ -303,3 +303,20 @@ def test_what_was_never_promoted_cannot_be_rolled_back(three: Registry) -> None:
         three.rollback("nobody@prod", why="x")
     with pytest.raises(InputError, match="only an alias"):
         three.rollback("legal@v1", why="x")
+
+
+def test_the_bare_base_is_locked_anew_where_its_lock_was_yanked(three: Registry) -> None:
+    three.lock("acme", {"stack": ["legal@v1"]})
+    three.promote("acme@v1", "prod")
+    three.rollback("acme@prod", why="worse", otherwise="base")
+    three.yank("acme@v2", why="even worse", otherwise="disable")
+    three.lock("acme", {"stack": ["legal@v2"]})
+    three.promote("acme@v3", "staging")
+    three.rollback("acme@staging", why="bad", otherwise="base")
+    landed = three.resolve("acme@staging")
+    assert (landed.ref, landed.state) == ("acme@v4", "active")
+    three.yank("acme@v4", why="no", otherwise="disable")
+    with pytest.raises(InputError, match=r"this recipe resolves to acme@v5, which was yanked"):
+        three.lock("acme", {"stack": ["legal@v3"]})
+        three.yank("acme@v5", why="no")
+        three.lock("acme", {"stack": ["legal@v3"]})

@@ -120,6 +120,20 @@ def test_bytes_that_a_kill_left_after_the_tombstone_are_named_and_taken(three: R
     assert three.fsck() == []
 
 
+def test_purged_records_and_reports_do_not_come_back(three: Registry, tmp_path: Path) -> None:
+    base, letters = make_base(tmp_path / "base"), {"examples": ["Dear Ms Muster"]}
+    three.add("medical", make_adapter(tmp_path / "m", seed=77), base=base, run=letters)
+    three.put_report("medical@v1", "forgetting", {"flips": ["Dear Ms Muster"]})
+    three.purge("medical@v1", why="law")
+    assert three.reports("medical@v1") == []
+    before = snapshot(three)
+    with pytest.raises(InputError, match="were purged as medical@v1"):
+        three.add("medical", make_adapter(tmp_path / "n", seed=78), base=base, run=letters)
+    with pytest.raises(InputError, match="were purged as medical@v1"):
+        three.put_report("legal@v1", "forgetting", {"flips": ["Dear Ms Muster"]})
+    assert snapshot(three) == before
+
+
 def test_a_rollback_never_lands_on_what_is_gone(three: Registry) -> None:
     for number in (1, 2, 3):
         three.promote(f"legal@v{number}", "prod")
