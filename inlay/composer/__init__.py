@@ -2,7 +2,10 @@
 
 factors.py     every adapter as factors, delta = B @ A
 plan.py        a lock laid out: slots, gates, costs; no torch
-bank.py        the one layer that runs composed adapters
+bank.py        the one layer that runs composed adapters: slots, loaded and unloaded while the model stays
+gate.py        how much of each adapter a row gets, and what each layer prepares for it
+paths.py       ways through the bank to the same numbers
+costs.py       which of them is the fastest
 model.py       a reference or a recipe becomes a model that answers
 locking.py     a recipe becomes a lock, its routers fitted
 measure.py     scores and forgetting of composed models

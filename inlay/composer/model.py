@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from inlay.composer.bank import Bank
-from inlay.composer.factors import read_adapter
-from inlay.composer.plan import Plan, make_plan
+from inlay.composer.factors import Adapter, read_adapter
+from inlay.composer.plan import Plan, Slot, make_plan
 from inlay.composer.routers.probe import Probe, pooled
 from inlay.errors import BaseMismatch, InputError
 from inlay.evals.inference import Base, Chat, Prompt, load_base
@@ -42,21 +42,34 @@ class ComposedModel:
         self.store = store
         self.report: ForgettingReport | None = None
         self._bank = Bank(base.model)
+        self._held: dict[str, int] = {}
         self.base_chat = Chat(base, route=lambda _prompts: self._bank.gate.held_at(None))
         """The bare base, asked through the same model with the gate closed."""
         self.chat = Chat(base, route=self._routed)
         self._load(target, plan)
 
     def _load(self, target: Lock | Version, plan: Plan) -> None:
-        adapters = [read_adapter(slot.version, store=self.store) for slot in plan.slots]
-        routers = load_routers(self.store, plan, target.ref)
-        self._bank.attach(adapters)
-        self.target, self.plan, self._routers = target, plan, routers
-        self._open()
+        """Read and load what is not in the bank yet, turn the gate, unload what no longer speaks.
 
-    def _open(self) -> None:
-        closed = tuple(None for _ in self.plan.routes)
-        self._bank.gate.set(self._gate_rows([closed])[0])
+        Whatever fails, fails before the gate is turned: what served goes on serving.
+        """
+        routers = load_routers(self.store, plan, target.ref)
+        missing = {key_of(slot): slot for slot in plan.slots if key_of(slot) not in self._held}
+        adapters = [adapter_of(self.store, slot) for slot in missing.values()]
+        held = {**self._held, **dict(zip(missing, self._bank.load_all(adapters), strict=True))}
+        slots = [held[key_of(slot)] for slot in plan.slots]
+        closed = plan.gate(tuple(None for _ in plan.routes))
+        try:
+            self._bank.unfold()
+            self._bank.gate.set(self._gate_rows([closed], slots)[0])
+        except BaseException:
+            for key in missing:
+                self._bank.unload(held[key])
+            raise
+        self.target, self.plan, self._routers, self._slots = target, plan, routers, slots
+        for slot in set(held.values()) - set(slots):
+            self._bank.unload(slot)
+        self._held = {key_of(slot): number for slot, number in zip(plan.slots, slots, strict=True)}
 
     @property
     def model(self) -> PreTrainedModel:
@@ -71,14 +84,46 @@ class ComposedModel:
         prompts: Sequence[Prompt],
         *,
         max_new_tokens: int = 64,
+        weights: Sequence[Mapping[str, float] | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
         **decoding: Any,
     ) -> list[str]:
         """Answers in the order of the prompts; greedy unless `decoding` says otherwise.
 
-        A prompt is a user's string or a list of {"role", "content"} messages.
+        A prompt is a user's string or a list of {"role", "content"} messages. `weights`: for each prompt
+        how much of which member it gets, by the reference that the plan's slot has; members left out get
+        nothing, {} is the bare base, None is what the recipe says. InputError for another number of
+        weights than of prompts, an unknown member, or a weight that is not finite.
         """
-        return self.chat.generate(prompts, max_new_tokens=max_new_tokens, progress=progress, **decoding)
+        chat = self.chat
+        if weights is not None:
+            order = batches_of(self.tokenizer, prompts, max_new_tokens, chat.batch_tokens)
+            rows = iter([self._weights_of(weights, len(prompts), batch) for batch in order])
+            chat = Chat(
+                self.base, route=lambda ids: self._routed(ids, next(rows)), batch_tokens=chat.batch_tokens
+            )
+        return chat.generate(prompts, max_new_tokens=max_new_tokens, progress=progress, **decoding)
+
+    def _weights_of(
+        self, weights: Sequence[Mapping[str, float] | None], prompts: int, batch: Sequence[int]
+    ) -> list[list[float] | None]:
+        """The gate of each row of a batch, a value for each slot of the plan; None: as the recipe says."""
+        if len(weights) != prompts:
+            raise InputError(
+                f"each prompt must have its weights, and there are {prompts} and {len(weights)}",
+                fix="write None where a prompt takes what the recipe says",
+            )
+        names = [name_of(slot) for slot in self.plan.slots]
+        rows: list[list[float] | None] = []
+        for given in (weights[i] for i in batch):
+            for name in given or {}:
+                if name not in names:
+                    raise InputError(
+                        f"weights must be for members of {self.target.ref}, and {name!r} is none",
+                        fix=f"its members: {', '.join(names)}",
+                    )
+            rows.append(None if given is None else [float(given.get(name, 0.0)) for name in names])
+        return rows
 
     def choices(self, prompts: Sequence[Prompt]) -> list[tuple[str, ...]]:
         """What each route of the plan chooses for each prompt: the expert's reference, or "base"."""
@@ -95,32 +140,46 @@ class ComposedModel:
         return found
 
     def swap(self, ref: str | Lock | Version) -> None:
-        """Put another lock or version of the same base in the place of this one; nothing else is reloaded.
+        """Put another lock or version of the same base in the place of this one; what both have stays loaded.
 
-        Everything is checked and read before the old one leaves, so a failure leaves it serving.
+        Everything is checked, read and loaded before the gate is turned, so a failure leaves the old one
+        serving; what only the old one had is unloaded afterwards.
         """
         target = self.store.resolve(ref) if isinstance(ref, str) else ref
         if target.base.weights != self.target.base.weights:
             raise BaseMismatch(f"a swap keeps the base, and {target.ref} was made for {target.base.name}")
-        plan = make_plan(self.store, target)
-        before = (self.target, self.plan)
-        self.detach()
-        try:
-            self._load(target, plan)
-        except BaseException:
-            self._bank.detach()
-            self._load(*before)
-            raise
+        self._load(target, make_plan(self.store, target))
         self.report = None
+
+    def fold(self) -> None:
+        """Answer from copies of the weights with the deltas in them, as long as nothing is swapped: fastest
+        where one variant has the device to itself, at the price of those weights' memory. The base's own
+        weights are not touched. InputError for a route, whose weights differ from request to request.
+        """
+        if self.plan.routed:
+            raise InputError(f"{self.target.ref} has a route, and only what never changes can be folded")
+        self._bank.fold()
+
+    def unfold(self) -> None:
+        """Let go of the copies that `fold` made."""
+        self._bank.unfold()
 
     def detach(self) -> None:
         """Take every adapter off; `.model` is then the base, bit for bit."""
         self._bank.detach()
+        self._held = {}
 
     @contextlib.contextmanager
-    def _routed(self, prompts: list[list[int]]) -> Iterator[None]:
-        rows = self._gate_rows(self._choose(prompts))
-        with self._bank.gate.held_at(rows if self.plan.routed else rows[0]):
+    def _routed(
+        self, prompts: list[list[int]], given: Sequence[list[float] | None] | None = None
+    ) -> Iterator[None]:
+        if given is None and not self.plan.routed:
+            yield  # the gate stands as the recipe says
+            return
+        rows = [self.plan.gate(choice) for choice in self._choose(prompts)]
+        if given is not None:
+            rows = [said if mine is None else mine for mine, said in zip(given, rows, strict=True)]
+        with self._bank.gate.held_at(self._gate_rows(rows, self._slots)):
             yield
 
     def _choose(self, prompts: list[list[int]]) -> list[tuple[int | None, ...]]:
@@ -134,9 +193,36 @@ class ComposedModel:
             columns.append(router.choose(features))
         return list(zip(*columns, strict=True)) if columns else [()] * len(prompts)
 
-    def _gate_rows(self, choices: Sequence[tuple[int | None, ...]]) -> torch.Tensor:
-        """(rows, slots), float32, on the model's device."""
-        return torch.tensor([self.plan.gate(row) for row in choices], device=self.model.device)
+    def _gate_rows(self, rows: Sequence[Sequence[float]], slots: Sequence[int]) -> torch.Tensor:
+        """A value for each slot of a plan -> one for each slot of the bank, float32 (rows, slots)."""
+        gate = torch.zeros(len(rows), self._bank.slots)
+        gate[:, list(slots)] = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(slots))
+        return gate
+
+
+def key_of(slot: Slot) -> str:
+    """What decides whether two slots of plans hold the same factors."""
+    return slot.version.digest
+
+
+def name_of(slot: Slot) -> str:
+    """What a request calls the slot."""
+    return slot.version.ref
+
+
+def adapter_of(store: Registry, slot: Slot) -> Adapter:
+    """The factors of a slot, read and verified."""
+    return read_adapter(slot.version, store=store)
+
+
+def batches_of(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], room: int, batch_tokens: int
+) -> list[list[int]]:
+    """Which prompts `Chat.generate` answers together, and in which order."""
+    from inlay.evals.inference import batches_by_length, encode_prompt
+
+    lengths = [len(encode_prompt(tokenizer, prompt)) + room for prompt in prompts]
+    return list(batches_by_length(lengths, batch_tokens))
 
 
 def compose(

@@ -10,7 +10,7 @@ from composer_fakes import dense_sum_logits, some_ids, write_lora
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.composer.bank import Bank, BankLinear, Gate
+from inlay.composer.bank import Bank, BankLayer
 from inlay.composer.factors import Adapter, read_adapter
 from inlay.errors import InputError
 from inlay.evals.inference import Base, Chat
@@ -143,13 +143,6 @@ def test_beams_and_samples_repeat_the_rows_gate(base: Base, tmp_path: Path) -> N
     assert together == alone
 
 
-def test_gate_spreads_over_columns() -> None:
-    gate = Gate()
-    gate.set(torch.tensor([[0.5, 2.0], [1.0, 0.0]]))
-    assert gate.columns((1, 2)).tolist() == [[[0.5, 2.0, 2.0]], [[1.0, 0.0, 0.0]]]  # type: ignore[union-attr]
-    assert gate.columns((0, 1)).tolist() == [[[2.0]], [[0.0]]]  # type: ignore[union-attr]
-
-
 def test_factor_that_does_not_fit_is_refused_before_anything_changes(base: Base) -> None:
     bank = Bank(base.model)
     wrong = Adapter("wrong", {"model.layers.0.self_attn.q_proj": (torch.ones(2, 3), torch.ones(5, 2))})
@@ -159,9 +152,9 @@ def test_factor_that_does_not_fit_is_refused_before_anything_changes(base: Base)
     with pytest.raises(InputError, match="which the base does not have"):
         bank.attach([missing])
     norm = Adapter("norm", {"model.norm": (torch.ones(2, 3), torch.ones(5, 2))})
-    with pytest.raises(InputError, match="only linear layers"):
+    with pytest.raises(InputError, match="only linear layers and plain"):
         bank.attach([norm])
-    assert not any(isinstance(m, BankLinear) for m in base.model.modules())
+    assert not any(isinstance(m, BankLayer) for m in base.model.modules())
 
 
 def test_one_base_carries_one_bank(base: Base, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from composer_fakes import dense_sum_logits, some_ids, write_lora
 
 import inlay
 from inlay.composer import compose, forgetting, lock, make_plan, read_adapter
-from inlay.composer.bank import BankLinear
+from inlay.composer.bank import BankLayer
 from inlay.errors import BaseMismatch, InputError, IntegrityError
 from inlay.evals import Suite
 from inlay.evals.inference import Base
@@ -115,7 +115,7 @@ def test_swap_changes_the_lock_and_a_failed_one_changes_nothing(filled: Registry
         assert model.target.ref == "acme@v1"
     finally:
         model.detach()
-    assert not any(isinstance(m, BankLinear) for m in base.model.modules())
+    assert not any(isinstance(m, BankLayer) for m in base.model.modules())
 
 
 def test_forgetting_is_measured_once_and_kept(filled: Registry, base: Base) -> None:

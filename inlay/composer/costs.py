@@ -1,0 +1,74 @@
+"""Which way through a bank is the fastest: a small model of what each costs, and its measured constants.
+
+Knows sizes only; benchmarks/bank_costs.py measures the constants on a machine and prints them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one layer has to do for one batch.
+
+    `features`: in + out. `columns`: how many the dense path multiplies. `gathered`: columns of the row that
+    has most, 0 where nothing can be gathered. `pieces`: for each run of columns the tokens that meet it,
+    how many columns it has, and whether its rows must be copied together first.
+    """
+
+    rows: int
+    length: int
+    features: int
+    columns: int
+    gathered: int
+    pieces: tuple[tuple[int, int, bool], ...]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds: for starting an operation; for a multiply-add of a product and of a batched one; for reading
+    an element of the factors from memory; for copying one."""
+
+    call: float
+    product: float
+    batched: float
+    read: float
+    copy: float
+
+    @classmethod
+    def on(cls, device: str) -> Costs:
+        """The constants for a torch device type; those of "cuda" where it is neither CPU nor CUDA."""
+        return CPU if device == "cpu" else CUDA
+
+
+# float32, one thread of a shared x86-64 machine.
+CPU = Costs(call=2e-6, product=2e-11, batched=4e-11, read=1e-10, copy=3e-10)
+
+# Not measured: orders of magnitude for a data-centre device, where starting a kernel is what costs.
+CUDA = Costs(call=5e-6, product=1e-13, batched=2e-13, read=2e-12, copy=4e-12)
+
+
+def estimate(shape: Shape, costs: Costs) -> dict[str, float]:
+    """Seconds of each path that there is for this shape."""
+
+    def product(tokens: int, columns: int) -> float:
+        return shape.features * columns * (tokens * costs.product + costs.read)
+
+    seconds = {"dense": 3 * costs.call + product(shape.rows * shape.length, shape.columns)}
+    seconds["segmented"] = sum(
+        3 * costs.call
+        + product(tokens, columns)
+        + (3 * costs.call + tokens * shape.features * costs.copy if apart else 0.0)
+        for tokens, columns, apart in shape.pieces
+    )
+    if shape.gathered:
+        copied = shape.rows * shape.gathered * shape.features
+        seconds["gathered"] = 5 * costs.call + copied * (costs.copy + shape.length * costs.batched)
+    return seconds
+
+
+def choose(shape: Shape, costs: Costs) -> str:
+    """The path with the least estimate; of equals the one named first: dense, segmented, gathered."""
+    seconds = estimate(shape, costs)
+    return min(seconds, key=lambda path: seconds[path])

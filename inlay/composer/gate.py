@@ -1,0 +1,245 @@
+"""The gate: how much of each adapter of a bank a row gets.
+
+One object, seen by all layers of a bank. For each layer it prepares once what a forward needs (which path,
+which columns, which rows), and keeps that until it is set again: a decode step finds it ready.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from inlay.composer.costs import Costs, Shape, choose
+from inlay.composer.paths import Dense, Gathered, Piece, Segmented
+from inlay.errors import InputError
+
+Span = tuple[int, int]
+"""(first column, rank) of a slot in one module; (0, 0) where the adapter leaves the module alone."""
+
+Work = Dense | Gathered | Segmented
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where each slot's columns lie in a module. One object for all modules laid out alike."""
+
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer as the gate needs to know it, with the shape of what comes in."""
+
+    layout: Layout
+    rows: int
+    length: int
+    features_in: int
+    features_out: int
+    dtype: torch.dtype
+    device: torch.device
+    lookup: bool
+    """An embedding: A is read by ids, not multiplied, and the gathered path does not exist."""
+
+
+@dataclass(eq=False)
+class State:
+    """A value and what was prepared from it. `rows`: float32 on the CPU, (n, slots); one row speaks for
+    every row of a batch where `constant`."""
+
+    value: torch.Tensor | None
+    rows: torch.Tensor | None = None
+    constant: bool = True
+    folded: bool = False
+    works: dict[Site, Work | None] = field(default_factory=dict)
+
+    def uses(self, slot: int) -> bool:
+        return self.rows is not None and slot < self.rows.shape[1] and bool(self.rows[:, slot].any())
+
+
+class Gate:
+    """How much of each slot a row gets.
+
+    Values are None (nothing loaded speaks: the bare base), a tensor (slots,) for the whole batch, or
+    (rows, slots) for each row of it. Slots beyond the last one given get nothing. `loaded` is the bank's own
+    list of what is in its slots, None where one is free; `path` forces one path, for tests and measurements.
+    """
+
+    def __init__(self, loaded: Sequence[object | None]) -> None:
+        self.loaded = loaded
+        self.path: str | None = None
+        self._states = [State(None)]
+
+    @property
+    def value(self) -> torch.Tensor | None:
+        return self._states[-1].value
+
+    @property
+    def state(self) -> State:
+        return self._states[-1]
+
+    def uses(self, slot: int) -> bool:
+        """Does the gate, now or once a `held_at` ends, give anything to this slot?"""
+        return any(state.uses(slot) for state in self._states)
+
+    def set(self, value: torch.Tensor | None) -> None:
+        """Raises InputError for a weight that is not finite or belongs to a slot without an adapter."""
+        self._states[-1] = self._checked(value)
+
+    def reset(self) -> None:
+        """Closed, now and once a `held_at` ends."""
+        self._states = [State(None) for _ in self._states]
+
+    def unfold(self) -> None:
+        for state in self._states:
+            state.folded = False
+
+    @contextlib.contextmanager
+    def held_at(self, value: torch.Tensor | None) -> Iterator[None]:
+        """Inside, the gate has this value; afterwards the one it had."""
+        self._states.append(self._checked(value))
+        try:
+            yield
+        finally:
+            self._states.pop()
+
+    def _checked(self, value: torch.Tensor | None) -> State:
+        # A gate that is zero everywhere costs nothing and leaves the base's output untouched to the bit.
+        if value is None:
+            return State(None)
+        with torch.inference_mode(False), torch.no_grad():
+            rows = value.detach().to("cpu", torch.float32).clone()
+            if rows.ndim not in (1, 2) or not bool(rows.isfinite().all()):
+                raise InputError(
+                    "a gate must be finite, (slots,) or (rows, slots), "
+                    f"and this one is {'not finite' if rows.ndim in (1, 2) else tuple(rows.shape)}"
+                )
+            constant = rows.ndim == 1
+            rows = rows.reshape(-1, rows.shape[-1])
+            for slot in rows.any(0).nonzero().flatten().tolist():
+                if slot >= len(self.loaded) or self.loaded[slot] is None:
+                    raise InputError(f"a weight must belong to a loaded adapter, and slot {slot} holds none")
+            return State(value, rows, constant) if bool(rows.any()) else State(None)
+
+    def work(self, site: Site) -> Work | None:
+        """What this layer has to do for a batch of this shape; None where nothing speaks there."""
+        works = self._states[-1].works
+        if site not in works:
+            with torch.inference_mode(False), torch.no_grad():
+                works[site] = self._prepare(site)
+        return works[site]
+
+    def _prepare(self, site: Site) -> Work | None:
+        state = self._states[-1]
+        if state.rows is None:
+            return None
+        weights, spans = state.rows, site.layout.spans
+        active = [
+            slot
+            for slot in weights.any(0).nonzero().flatten().tolist()
+            if slot < len(spans) and spans[slot][1]
+        ]
+        if not active:
+            return None
+        if state.constant:
+            return self._prepare_constant(site, weights[0], sorted(spans[slot] + (slot,) for slot in active))
+        if site.rows % len(weights):
+            raise InputError(
+                f"a gate with a row for each of {len(weights)} prompts must meet a batch of as many rows, "
+                f"or a multiple, and meets {site.rows}"
+            )
+        # Beam search and several samples a prompt repeat each row in place.
+        return self._prepare_rows(site, weights.repeat_interleave(site.rows // len(weights), dim=0), active)
+
+    def _prepare_constant(
+        self, site: Site, weights: torch.Tensor, active: Sequence[tuple[int, int, int]]
+    ) -> Work:
+        """One run of columns that holds every slot that speaks, or the runs between which others lie."""
+        runs: list[tuple[int, int, list[float]]] = []
+        for start, rank, slot in active:
+            gate = [float(weights[slot])] * rank
+            if runs and runs[-1][1] == start:
+                first, _, before = runs.pop()
+                runs.append((first, start + rank, before + gate))
+            else:
+                runs.append((start, start + rank, gate))
+        lo, hi = runs[0][0], runs[-1][1]
+        tokens = site.rows * site.length
+        shape = Shape(
+            rows=site.rows,
+            length=site.length,
+            features=site.features_in + site.features_out,
+            columns=hi - lo,
+            gathered=0,
+            pieces=tuple((tokens, stop - start, False) for start, stop, _ in runs),
+        )
+        if self._choose(site, shape) == "segmented":
+            return Segmented(
+                tuple(Piece(None, start, stop, self._vector(site, gate)) for start, stop, gate in runs)
+            )
+        spread = [0.0] * (hi - lo)
+        for start, stop, gate in runs:
+            spread[start - lo : stop - lo] = gate
+        return Dense(lo, hi, self._vector(site, spread))
+
+    def _prepare_rows(self, site: Site, weights: torch.Tensor, active: Sequence[int]) -> Work:
+        spans = site.layout.spans
+        lo = min(spans[slot][0] for slot in active)
+        hi = max(sum(spans[slot]) for slot in active)
+        members = {slot: weights[:, slot].nonzero().flatten().tolist() for slot in active}
+        ranks = [0] * site.rows
+        for slot, rows in members.items():
+            for row in rows:
+                ranks[row] += spans[slot][1]
+        shape = Shape(
+            rows=site.rows,
+            length=site.length,
+            features=site.features_in + site.features_out,
+            columns=hi - lo,
+            gathered=0 if site.lookup else max(ranks),
+            pieces=tuple(
+                (len(rows) * site.length, spans[slot][1], rows[-1] - rows[0] + 1 != len(rows))
+                for slot, rows in members.items()
+            ),
+        )
+        path = self._choose(site, shape)
+        if path == "segmented":
+            return Segmented(
+                tuple(self._piece(site, weights, slot, members[slot]) for slot in sorted(active))
+            )
+        if path == "gathered":
+            index = torch.zeros(site.rows, max(ranks), dtype=torch.long)
+            gate = torch.zeros(site.rows, 1, max(ranks))
+            filled = [0] * site.rows
+            for slot in active:
+                start, rank = spans[slot]
+                for row in members[slot]:
+                    here = slice(filled[row], filled[row] + rank)
+                    index[row, here] = torch.arange(start, start + rank)
+                    gate[row, 0, here] = weights[row, slot]
+                    filled[row] += rank
+            return Gathered(index.flatten().to(site.device), gate.to(site.device, site.dtype))
+        gate = torch.zeros(site.rows, 1, hi - lo)
+        for slot in active:
+            start, rank = spans[slot]
+            gate[:, 0, start - lo : start - lo + rank] = weights[:, slot, None]
+        return Dense(lo, hi, gate.to(site.device, site.dtype))
+
+    def _piece(self, site: Site, weights: torch.Tensor, slot: int, rows: list[int]) -> Piece:
+        start, rank = site.layout.spans[slot]
+        together = rows[-1] - rows[0] + 1 == len(rows)
+        where = slice(rows[0], rows[-1] + 1) if together else torch.tensor(rows, device=site.device)
+        gate = weights[rows, slot]
+        if bool((gate == 1).all()):
+            return Piece(where, start, start + rank, None)
+        return Piece(where, start, start + rank, gate.view(-1, 1, 1).to(site.device, site.dtype))
+
+    def _vector(self, site: Site, gate: list[float]) -> torch.Tensor | None:
+        if all(g == 1 for g in gate):
+            return None
+        return torch.tensor(gate).to(site.device, site.dtype)
+
+    def _choose(self, site: Site, shape: Shape) -> str:
+        return self.path or choose(shape, Costs.on(site.device.type))
