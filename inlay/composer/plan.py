@@ -6,12 +6,11 @@ Pure data, no torch: a plan can be made and printed on a machine without a devic
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from inlay.composer.factors import FACTOR_KEY, refusal
+from inlay.composer.factors import recorded_weights, shapes_of, sizes_of
 from inlay.errors import BaseMismatch, InputError, IntegrityError
 from inlay.registry import BaseRef, Lock, Registry, Version
 from inlay.registry.lookup import children
@@ -187,20 +186,13 @@ class _Layout:
             raise IntegrityError(
                 f"{version.ref} was purged, its bytes are gone", fix=f"see `inlay log {version.name}`"
             )
-        reason = refusal(json.loads(self.store.read_file(version, "adapter_config.json")))
-        if reason:
-            raise InputError(f"{version.ref} cannot be composed: {reason}", fix="use it alone, through PEFT")
+        config = json.loads(self.store.read_file(version, "adapter_config.json"))
         weights = self.store.read_file(version, "adapter_model.safetensors")
-        (length,) = struct.unpack("<Q", weights[:8])
-        header = json.loads(weights[8 : 8 + length])
-        ranks: dict[str, int] = {}
-        for key, entry in header.items():
-            match = FACTOR_KEY.match(key)
-            if match:
-                self.flops += 2 * entry["shape"][0] * entry["shape"][1]
-                if match["side"] == "A":
-                    ranks[match["module"]] = entry["shape"][0]
-        return Slot(version, ranks, len(weights))
+        sizes = sizes_of(
+            config, shapes_of(weights), version.ref, weight=recorded_weights(version, self.store)
+        )
+        self.flops += sum(size.flops for size in sizes.values())
+        return Slot(version, {module: size.rank for module, size in sizes.items()}, len(weights))
 
     def warnings(self) -> list[str]:
         found = []

@@ -17,11 +17,11 @@ from inlay.registry.peft_config import CONFIG, PeftConfig
 from inlay.registry.shapes import Expected, Place, Shape, Shared
 
 EXACT = "exact"
-"""Its delta is B @ A of the tensors as they are: composed by stack, merge and route."""
+"""Its delta is a product B @ A that follows from the tensors: composed by stack, merge and route."""
 CONVERSION = "needs-conversion"
 """Exact once the part of the base that its initialisation moved is known (the composer's to convert)."""
 STRUCTURE = "by-structure"
-"""Its delta is a low-rank product that follows from the tensors, which the composer does not yet read."""
+"""Its delta is a low-rank product, which the composer does not read."""
 ALONE = "alone"
 """No low-rank delta on the plain base: used through PEFT, by itself."""
 
@@ -69,16 +69,16 @@ def _prompt(peft_type: str, **defaults: Any) -> Kind:
 
 
 _ALL = (
-    _kind("LORA", EXACT, shapes.lora, "lora_", r=8, qalora_group_size=16),
-    _kind("ADALORA", STRUCTURE, shapes.adalora, "lora_", init_r=12),
-    _kind("LOHA", STRUCTURE, shapes.loha, "hada_", r=8),
-    _kind("LOKR", STRUCTURE, shapes.lokr, "lokr_", r=8),
-    _kind("DELORA", STRUCTURE, shapes.delora, "delora_", r=8),
-    _kind("MISS", STRUCTURE, shapes.miss, "miss_", r=64, mini_r=1, init_weights=True),
-    _kind("GRALORA", STRUCTURE, shapes.gralora, "gralora_", r=32, gralora_k=2, hybrid_r=0),
-    _shared("VERA", STRUCTURE, shapes.vera, shapes.vera_shared, "vera_", r=256, save_projection=True),
+    _kind("LORA", EXACT, shapes.lora, "lora_", r=8, lora_alpha=8, qalora_group_size=16),
+    _kind("ADALORA", EXACT, shapes.adalora, "lora_", init_r=12, lora_alpha=8),
+    _kind("LOHA", EXACT, shapes.loha, "hada_", r=8, alpha=8),
+    _kind("LOKR", EXACT, shapes.lokr, "lokr_", r=8, alpha=8),
+    _kind("DELORA", EXACT, shapes.delora, "delora_", r=8),
+    _kind("MISS", EXACT, shapes.miss, "miss_", r=64, mini_r=1, init_weights=True),
+    _kind("GRALORA", EXACT, shapes.gralora, "gralora_", r=32, alpha=64, gralora_k=2, hybrid_r=0),
+    _shared("VERA", EXACT, shapes.vera, shapes.vera_shared, "vera_", r=256, save_projection=True),
     _shared(
-        "VBLORA", STRUCTURE, shapes.vblora, shapes.vblora_shared, "vblora_",
+        "VBLORA", EXACT, shapes.vblora, shapes.vblora_shared, "vblora_",
         r=4, num_vectors=256, vector_length=256, topk=2, save_only_topk_weights=False,
     ),
     _shared(
@@ -86,7 +86,7 @@ _ALL = (
         r=2, u=64, save_projection=True,
     ),
     _shared(
-        "UNILORA", STRUCTURE, shapes.unilora, shapes.unilora_shared, "unilora_",
+        "UNILORA", EXACT, shapes.unilora, shapes.unilora_shared, "unilora_",
         r=4, theta_d_length=256, save_indices=False,
     ),
     _kind("HIRA", ALONE, shapes.hira, "hira_", r=32),
@@ -210,6 +210,13 @@ def classify(fields: Mapping[str, Any]) -> Classified:
         config.number("lora_alpha")
         config.numbers("alpha_pattern")
         name, exactness = _lora(config, notes)
+    missing = _not_saved(config, kind.peft_type)
+    if missing:
+        exactness = STRUCTURE
+        notes.append(f"not composed, because {missing}")
+    if kind.peft_type == "MISS" and config.get("init_weights") == "bat":
+        exactness = ALONE
+        notes.append("usable alone only, because init_weights 'bat' multiplies the base's own weights")
     if kind.on == "prompt":
         notes.append(f"{config.count('num_virtual_tokens')} virtual tokens")
     if config.names("modules_to_save"):
@@ -220,6 +227,17 @@ def classify(fields: Mapping[str, Any]) -> Classified:
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         notes.append("ranks or alphas differ by pattern")
     return Classified(name, exactness, tuple(notes))
+
+
+def _not_saved(config: PeftConfig, peft_type: str) -> str | None:
+    """What the delta needs and the adapter does not hold."""
+    if peft_type == "VERA" and not config.flag("save_projection"):
+        return "its projections were not saved (save_projection)"
+    if peft_type == "UNILORA" and not config.flag("save_indices"):
+        return "its indices were not saved (save_indices)"
+    if peft_type == "TINYLORA":
+        return "which of its shared vectors a module uses was not saved"
+    return None
 
 
 def _lora(config: PeftConfig, notes: list[str]) -> tuple[str, str]:

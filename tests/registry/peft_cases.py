@@ -158,34 +158,34 @@ CASES: dict[str, Case] = {
         ("experts", "q_proj"),
         base="experts",
     ),
-    "adalora": Case("AdaLoraConfig", "adalora", STRUCTURE, 4, {"init_r": 4, "target_r": 2, "total_step": 10}),
+    "adalora": Case("AdaLoraConfig", "adalora", EXACT, 4, {"init_r": 4, "target_r": 2, "total_step": 10}),
     "adalora on conv1d": Case(
-        "AdaLoraConfig", "adalora", STRUCTURE, 4, {"init_r": 4, "total_step": 10}, ("c_attn",), base="gpt2"
+        "AdaLoraConfig", "adalora", EXACT, 4, {"init_r": 4, "total_step": 10}, ("c_attn",), base="gpt2"
     ),
-    "loha": Case("LoHaConfig", "loha", STRUCTURE, 3, {"r": 2, "rank_pattern": {"up_proj": 3}}, _MLP),
-    "lokr": Case("LoKrConfig", "lokr", STRUCTURE, 2, {"r": 2}, _MLP),
+    "loha": Case("LoHaConfig", "loha", EXACT, 3, {"r": 2, "rank_pattern": {"up_proj": 3}}, _MLP),
+    "lokr": Case("LoKrConfig", "lokr", EXACT, 2, {"r": 2}, _MLP),
     "lokr of products": Case(
-        "LoKrConfig", "lokr", STRUCTURE, 1, {"r": 1, "decompose_both": True, "decompose_factor": 4}, _MLP
+        "LoKrConfig", "lokr", EXACT, 1, {"r": 1, "decompose_both": True, "decompose_factor": 4}, _MLP
     ),
-    "delora": Case("DeloraConfig", "delora", STRUCTURE, 3, {"r": 3}),
-    "miss": Case("MissConfig", "miss", STRUCTURE, 4, {"r": 4}),
-    "miss bat": Case("MissConfig", "miss", STRUCTURE, 4, {"r": 4, "init_weights": "bat"}),
-    "miss mini": Case("MissConfig", "miss", STRUCTURE, 4, {"r": 4, "mini_r": 2, "init_weights": "mini"}),
-    "gralora": Case("GraloraConfig", "gralora", STRUCTURE, 4, {"r": 4}),
-    "gralora hybrid": Case("GraloraConfig", "gralora", STRUCTURE, 6, {"r": 4, "hybrid_r": 2}),
-    "gralora on conv1d": Case("GraloraConfig", "gralora", STRUCTURE, 4, {"r": 4}, ("c_attn",), base="gpt2"),
-    "vera": Case("VeraConfig", "vera", STRUCTURE, 8, {"r": 8}, _MLP),
+    "delora": Case("DeloraConfig", "delora", EXACT, 3, {"r": 3}),
+    "miss": Case("MissConfig", "miss", EXACT, 4, {"r": 4}),
+    "miss bat": Case("MissConfig", "miss", ALONE, 4, {"r": 4, "init_weights": "bat"}),
+    "miss mini": Case("MissConfig", "miss", EXACT, 4, {"r": 4, "mini_r": 2, "init_weights": "mini"}),
+    "gralora": Case("GraloraConfig", "gralora", EXACT, 4, {"r": 4}),
+    "gralora hybrid": Case("GraloraConfig", "gralora", EXACT, 6, {"r": 4, "hybrid_r": 2}),
+    "gralora on conv1d": Case("GraloraConfig", "gralora", EXACT, 4, {"r": 4}, ("c_attn",), base="gpt2"),
+    "vera": Case("VeraConfig", "vera", EXACT, 8, {"r": 8}, _MLP),
     "vera without projection": Case("VeraConfig", "vera", STRUCTURE, 8, {"r": 8, "save_projection": False}),
-    "vera on conv1d": Case("VeraConfig", "vera", STRUCTURE, 8, {"r": 8}, ("c_attn", "c_fc"), base="gpt2"),
-    "vblora": Case("VBLoRAConfig", "vblora", STRUCTURE, 2, _VB),
-    "vblora topk": Case("VBLoRAConfig", "vblora", STRUCTURE, 2, {**_VB, "save_only_topk_weights": True}),
+    "vera on conv1d": Case("VeraConfig", "vera", EXACT, 8, {"r": 8}, ("c_attn", "c_fc"), base="gpt2"),
+    "vblora": Case("VBLoRAConfig", "vblora", EXACT, 2, _VB),
+    "vblora topk": Case("VBLoRAConfig", "vblora", EXACT, 2, {**_VB, "save_only_topk_weights": True}),
     "tinylora": Case("TinyLoraConfig", "tinylora", STRUCTURE, 2, {"r": 2, "u": 5}),
     "tinylora without projection": Case(
         "TinyLoraConfig", "tinylora", STRUCTURE, 2, {"r": 2, "u": 5, "save_projection": False}
     ),
     "unilora": Case("UniLoraConfig", "unilora", STRUCTURE, 0, {"r": 2, "theta_d_length": 20}),
     "unilora with indices": Case(
-        "UniLoraConfig", "unilora", STRUCTURE, 2, {"r": 2, "theta_d_length": 20, "save_indices": True}
+        "UniLoraConfig", "unilora", EXACT, 2, {"r": 2, "theta_d_length": 20, "save_indices": True}
     ),
     "hira": Case("HiraConfig", "hira", ALONE, 2, {"r": 2}),
     "hira on embeddings": Case("HiraConfig", "hira", ALONE, 2, {"r": 2}, _EMBED),

@@ -272,7 +272,7 @@ def test_registered_kinds_are_kept_with_what_was_found(
     assert registry.fsck() == []
 
 
-@pytest.mark.parametrize("name", ["loha", "prompt_tuning", "ia3"])
+@pytest.mark.parametrize("name", ["tinylora", "prompt_tuning", "ia3"])
 def test_what_cannot_be_composed_says_so_by_name(name: str, built: Built) -> None:
     from inlay.composer import read_adapter
 
