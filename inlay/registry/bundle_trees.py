@@ -19,7 +19,7 @@ _ANNOTATED = {"name", "lock", "weight"}
 _KEYS = {
     "use": {"use", "name", "weight"},
     "stack": {"stack", *_ANNOTATED},
-    "merge": {"merge", "method", "params", "rank", "space", "seed", *_ANNOTATED},
+    "merge": {"merge", "method", "params", "rank", "energy", "space", "seed", *_ANNOTATED},
     "route": {"route", *_ANNOTATED},
 }
 
@@ -69,6 +69,7 @@ def _check_node(
     if operator == "merge":
         need(isinstance(node["method"], str) and node["space"] in SPACES, "a method or a space")
         need(node["rank"] is None or (type(node["rank"]) is int and node["rank"] >= 1), "a rank")
+        need("energy" not in node or (_is_number(node["energy"]) and 0 < node["energy"] <= 1), "an energy")
         need(type(node["seed"]) is int and isinstance(node["params"], dict), "a seed or parameters")
         need(all(isinstance(v, str | bool) or _is_number(v) for v in node["params"].values()), "parameters")
     if operator == "route":

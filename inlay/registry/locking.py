@@ -3,7 +3,7 @@
 A pinned node is the recipe's node with digests for references::
 
     {"use": DIGEST, "name": "legal@v2", "weight": 1.0}
-    {"stack": [node…]}   {"merge": [node…], "method", "params", "rank", "space", "seed"}
+    {"stack": [node…]}   {"merge": [node…], "method", "params", "rank", "space", "seed", "energy"?}
     {"route": {"by", "experts": [node…], "fallback": "base", "router": DIGEST}}
 
 with "weight" beside an operator where it is not 1. A variant that is used is copied in, node for node,
@@ -72,7 +72,9 @@ def pin(store: Store, recipe: Recipe, *, routers: Mapping[str, str] | None) -> P
                     "rank": node.rank,
                 }
                 extra = {"params": dict(node.params), "space": node.space, "seed": node.seed}
-                return {**pinned, **extra, **weight}
+                # Left out where it is not given: locks made before there was an energy keep their digests.
+                energy = {} if node.energy is None else {"energy": node.energy}
+                return {**pinned, **extra, **energy, **weight}
             case Route():
                 route: dict[str, Any] = {"by": node.by, "fallback": node.fallback}
                 route["experts"] = below(node.experts, path, "route")

@@ -2,7 +2,7 @@
 
     recipe = [base: …] [guard: …] (compose: node | the node's own keys)
     node   = reference | {use: reference, weight?} | {stack: [node…], weight?}
-           | {merge: [node…], method?, params?, rank?, space?, seed?, weight?}
+           | {merge: [node…], method?, params?, rank? | energy?, space?, seed?, weight?}
            | {route: {by, experts: [node…], fallback?}, weight?}
 
 Each node has exactly one operator. Unknown and duplicate keys are errors, because a mistyped `weigth` that is
@@ -38,7 +38,7 @@ _MAX_YAML_DEPTH = 4 * MAX_DEPTH  # a node of the recipe takes up to four levels 
 _KEYS = {
     "use": ("use", "weight"),
     "stack": ("stack", "weight"),
-    "merge": ("merge", "method", "params", "rank", "space", "seed", "weight"),
+    "merge": ("merge", "method", "params", "rank", "energy", "space", "seed", "weight"),
     "route": ("route", "weight"),
 }
 _ROUTE_KEYS = ("by", "experts", "fallback")
@@ -62,7 +62,8 @@ class Stack:
 
 @dataclass(frozen=True)
 class Merge:
-    """One adapter out of several. `rank` None keeps the method's; `seed` is for methods that draw."""
+    """One adapter out of several. It is cut to `rank`, or to the share `energy` of its squared norm; None
+    keeps what the method gives. `seed` is for methods that draw."""
 
     members: tuple[Node, ...]
     method: str = "linear"
@@ -71,6 +72,7 @@ class Merge:
     space: str = "core"
     seed: int = 0
     weight: float = 1.0
+    energy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -302,12 +304,19 @@ def _merge(value: Mapping[str, Any], place: str, depth: int, count: list[int], w
             raise InputError(f"{place}: params.{key[:60]} must be finite, got {parameter}")
     if rank is not None and (type(rank) is not int or not 1 <= rank <= MAX_RANK):
         raise InputError(f"{place}: rank must be a whole number from 1 to {MAX_RANK}, got {str(rank)[:60]!r}")
+    energy = value.get("energy")
+    if energy is not None:
+        energy = _number(energy, f"{place}: energy")
+        if not 0.0 < energy <= 1.0:
+            raise InputError(f"{place}: energy must be above 0 and at most 1, got {energy:g}")
+        if rank is not None:
+            raise InputError(f"{place} is cut by rank or by energy, not by both", fix="remove one of them")
     if space not in SPACES:
         raise InputError(f"{place}: unknown space {str(space)[:60]!r}", fix=f"allowed: {', '.join(SPACES)}")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise InputError(f"{place}: seed must be a whole number from 0, got {str(seed)[:60]!r}")
     members = _nodes(value["merge"], place, depth, count)
-    return Merge(members, method, dict(params), rank, space, seed, weight)
+    return Merge(members, method, dict(params), rank, space, seed, weight, energy)
 
 
 def _route(value: Any, place: str, depth: int, count: list[int], weight: float) -> Route:

@@ -492,6 +492,7 @@ _RECIPES = (
     {"stack": ["legal@v1", "style@v1"]},
     {"stack": ["legal@v2", {"use": "style@v2", "weight": 0.5}]},
     {"merge": ["legal@v1", "legal@v3"]},
+    {"merge": ["legal@v1", "legal@v3"], "energy": 0.9},
     "legal@prod",
 )
 _STEPS = st.one_of(

@@ -50,12 +50,22 @@ def test_the_digest_is_the_meaning(three: Registry) -> None:
         "stack: [legal@v1, style@v2]",
         "merge: [legal@v1, style@v1]",
         "{merge: [legal@v1, style@v1], seed: 1}",
+        "{merge: [legal@v1, style@v1], energy: 0.9}",
         "{stack: [legal@v1, style@v1], weight: 2}",
         "route: {by: request, experts: [legal@v1, style@v1]}",
         "route: {by: arrow, experts: [legal@v1, style@v1]}",
     ]
     digests = [three.lock("other", recipe).digest for recipe in others]
     assert len({one.digest, *digests}) == len(others) + 1
+
+
+def test_the_energy_of_a_merge_is_pinned_where_there_is_one(three: Registry) -> None:
+    given = three.lock("given", "{merge: [legal@v1, style@v1], energy: 0.9}")
+    assert given.tree["energy"] == 0.9
+    # Locks from before there was an energy keep their digests.
+    assert set(three.lock("plain", "merge: [legal@v1, style@v1]").tree) == {
+        "merge", "method", "params", "rank", "seed", "space",
+    }  # fmt: skip
 
 
 def test_the_same_again_is_the_same_lock_until_something_differs(three: Registry) -> None:
