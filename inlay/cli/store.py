@@ -51,6 +51,11 @@ def init_verb(folder: str, as_json: bool) -> None:
 @click.option(
     "--examples", metavar="FILE", help='JSONL of {"prompt"}: requests this adapter is for, for routers.'
 )
+@click.option(
+    "--initial",
+    metavar="FOLDER",
+    help="The adapter before its training, for PiSSA, OLoRA, CorDA and LoRA-GA: makes it a plain LoRA.",
+)
 @click.option("--owner", metavar="WHO", help="Who answers for this name, if it is new.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag for the version; repeatable.")
 @click.option("--description", metavar="TEXT", help="What the version is, in a sentence.")
@@ -70,6 +75,7 @@ def add_verb(
     base: str,
     revision: str | None,
     examples: str | None,
+    initial: str | None,
     owner: str | None,
     tags: tuple[str, ...],
     description: str | None,
@@ -89,9 +95,14 @@ def add_verb(
     Example:
       inlay add legal-clauses out/legal --base ./mini-instruct --why "first"
       inlay add legal-clauses acme/legal-clauses --base ./mini-instruct --revision v2
+      inlay add legal-clauses out/pissa --initial out/pissa-start --base ./mini-instruct
     """
     from inlay.cli.bases import base_named
     from inlay.hub import names_repo, pull
+
+    from_hub = revision is not None or names_repo(folder)
+    if initial is not None and from_hub:
+        raise click.UsageError("--initial goes with a FOLDER, not with a repository")
 
     run = None
     if examples is not None:
@@ -109,7 +120,11 @@ def add_verb(
         "tag": tags,
         "description": description,
     }
-    if revision is not None or names_repo(folder):
+    if initial is not None:
+        from inlay.composer.conversion import add_converted
+
+        version = add_converted(registry, name, folder, initial, **given)
+    elif from_hub:
         version = pull(
             folder,
             name,
