@@ -176,6 +176,7 @@ def _suite(row: Row, content: Content) -> None:
     check_name(row["name"])
     check_time(row["created"])
     digests(row, "digest", "items")
+    need(row["digest"] == row["items"], "a digest that is not that of its items")
     load(row["skills"], dict)
     need(row["n"] >= 0, "n")
     content.suites.append(row)

@@ -76,6 +76,7 @@ def _problems(store: Store, head: tuple[int, str] | None) -> list[str]:
         if digest in present
     ]
     found += _manifests(store)
+    found += _suites(store)
     found += _evals(store)
     return found
 
@@ -204,6 +205,22 @@ def _kinds(store: Store) -> list[str]:
             " OR (kind = 'variant' AND EXISTS (SELECT 1 FROM versions WHERE name = n.name))"
         )
     ]
+
+
+def _suites(store: Store) -> list[str]:
+    """Suites against their items. What a suite is called and how it is scored, nothing protects."""
+    found = []
+    for row in store.db.rows("SELECT * FROM suites"):
+        if row["digest"] != row["items"]:
+            found.append(f"suite {row['name']}: its digest is not that of its items")
+            continue
+        try:
+            items = store.objects.read(row["items"], what="suite")
+        except (IntegrityError, StoreBusy):
+            continue  # reported among the objects
+        if sum(1 for line in items.split(b"\n") if line.strip()) != row["n"]:
+            found.append(f"suite {row['name']}: it has another number of items than its n says")
+    return found
 
 
 def _evals(store: Store) -> list[str]:

@@ -18,7 +18,7 @@ import inlay
 from inlay.errors import InputError, ReferenceNotFound
 from inlay.evals.changelog import changelog, escape
 from inlay.evals.statistics import tango_interval
-from inlay.registry import Registry, printable
+from inlay.registry import Registry, digest_of, printable
 
 GUARD = {"gain": 0.9, "suites": {"target": ["legal-test"]}}
 
@@ -135,7 +135,9 @@ def test_the_figures_are_those_of_the_scores(registry: Registry) -> None:
 
 
 def test_what_could_be_chance_is_called_so_and_what_stands_alone_too(registry: Registry) -> None:
-    registry.put_suite("alone", "sha256:" + "7" * 64, b'{"id": "a"}\n', metric="exact_match/1", skills={})
+    registry.put_suite(
+        "alone", digest_of(b'{"id": "a"}\n'), b'{"id": "a"}\n', metric="exact_match/1", skills={}
+    )
     score(registry, "style@v1", "alone", (True, False, True, True))
     lines = section(changelog(registry, "style"), "style@v1")
     (line,) = [line for line in lines if "alone" in line]

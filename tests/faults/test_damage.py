@@ -20,7 +20,7 @@ from inlay.registry import Registry, journal, migrations, printable
 UNCHECKED: dict[str, set[str]] = {
     "names": {"owner", "created"},
     "bases": {"name", "revision", "architecture", "created"},
-    "suites": {"id", "name", "digest", "metric", "skills", "n", "created"},
+    "suites": {"id", "name", "metric", "skills", "created"},
     "evals": {"suite_name", "high", "splits", "device", "versions", "created"},
     "reports": {"id", "subject", "kind", "created"},
 }

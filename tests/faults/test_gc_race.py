@@ -10,7 +10,7 @@ import pytest
 from fault_fakes import finish, start
 from registry_fakes import make_adapter
 
-from inlay.registry import Registry
+from inlay.registry import Registry, digest_of
 from inlay.registry.objects import _Incoming
 
 ADDER = """
@@ -129,6 +129,6 @@ def test_a_report_outlives_gc_between_its_bytes_and_its_row(
     monkeypatch.setattr(type(full._store.db), "transaction", transaction)
     full.put_report("legal@v2", "forgetting", {"lost": 0.5})
     collected.clear()
-    full.put_suite("other", "sha256:" + "1" * 64, b'{"id": "a"}\n', metric="exact_match/1", skills={})
+    full.put_suite("other", digest_of(b'{"id": "a"}\n'), b'{"id": "a"}\n', metric="exact_match/1", skills={})
     assert full.fsck() == [] and full.reports("legal@v2") == [{"lost": 0.5}]
     assert full.get_object(full.suite("other").items) == b'{"id": "a"}\n'

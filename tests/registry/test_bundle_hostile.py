@@ -314,6 +314,14 @@ def object_of(table: str, column: str, data: bytes) -> Change:
     return change
 
 
+def items(data: bytes) -> Change:
+    def change(forged: Forged) -> None:
+        object_of("suites", "items", data)(forged)
+        forged.rename(forged.rows["suites"][0]["digest"], forged.rows["suites"][0]["items"])
+
+    return change
+
+
 def manifest(data: bytes) -> Change:
     def change(forged: Forged) -> None:
         forged.rename(forged.thing("legal@v1")["digest"], forged.put(data))
@@ -563,7 +571,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda f: f.rows["evals"][1].update(base_weights=SHA),
         "a subject that is not",
     ),
-    "items that are no JSON": (object_of("suites", "items", b"a\nb\nc\nd\n"), "is not sound JSON"),
+    "items that are no JSON": (items(b"a\nb\nc\nd\n"), "is not sound JSON"),
+    "items of another digest": (object_of("suites", "items", b"{}\n"), "not that of its items"),
     "another number of items": (at("suites", "n", 7), "has 4 items, not 7"),
     "a report that is none": (object_of("reports", "object", b"[]"), "is not sound JSON"),
     "a report of something else": (at("reports", "subject", SHA), "a subject that is not"),

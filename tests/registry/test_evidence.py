@@ -22,7 +22,7 @@ def test_a_suite_comes_back_by_name_and_by_digest(three: Registry) -> None:
     assert digest_of(three.get_object(three.suite(second).items)) == second
     with pytest.raises(ReferenceNotFound, match="did you mean general"):
         three.suite("genral")
-    with pytest.raises(IntegrityError, match="with other items"):
+    with pytest.raises(InputError, match="a suite's digest is that of its items"):
         three.put_suite("copy", first, b"{}\n", metric="exact_match/1", skills={})
 
 
