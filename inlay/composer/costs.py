@@ -42,10 +42,11 @@ class Costs:
         return CPU if device == "cpu" else CUDA
 
 
-# float32, one thread of a shared x86-64 machine.
-CPU = Costs(call=2e-6, product=2e-11, batched=4e-11, read=1e-10, copy=3e-10)
+# Measured: float32, one thread of a shared x86-64 machine, by benchmarks/bank_costs.py.
+CPU = Costs(call=2.1e-6, product=2.4e-11, batched=3.0e-11, read=5.5e-11, copy=1.2e-10)
 
-# Not measured: orders of magnitude for a data-centre device, where starting a kernel is what costs.
+# Not measured, no device was at hand: orders of magnitude for one in a data centre, where starting a kernel
+# is what costs. The same script prints those of yours.
 CUDA = Costs(call=5e-6, product=1e-13, batched=2e-13, read=2e-12, copy=4e-12)
 
 
