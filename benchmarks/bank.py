@@ -1,8 +1,8 @@
 """The bank against PEFT's mixed batches (`adapter_names`), and a swap against load_adapter + set_adapter.
 
-Both sides run in this process, in turns, on the same weights; their outputs are compared first. A ratio is the
-median over the rounds of ours / PEFT's. The model is a Llama of random weights: 8 layers, 56 adapted modules,
-512 wide; adapters of rank 8.
+Both sides run in this process, in turns, on the same weights; their outputs are compared first. A ratio is
+the median over the rounds of ours / PEFT's. The model is a Llama of random weights: 8 layers, 56 adapted
+modules, 512 wide; adapters of rank 8.
 
     python benchmarks/bank.py                      # all of it, one thread, a few minutes
     python benchmarks/bank.py operations grid      # some of it: operations decode grid swap

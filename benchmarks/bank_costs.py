@@ -84,7 +84,8 @@ def main() -> None:
     (batched, copy), off = fit(rows, seconds)
     print(f"gathering: median relative error {off:.0%}")
     print(
-        f"Costs(call={call:.1e}, product={product:.1e}, batched={batched:.1e}, read={read:.1e}, copy={copy:.1e})"
+        f"Costs(call={call:.1e}, product={product:.1e}, batched={batched:.1e}, "
+        f"read={read:.1e}, copy={copy:.1e})"
     )
 
 

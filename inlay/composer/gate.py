@@ -117,7 +117,7 @@ class Gate:
                     f"and this one is {'not finite' if rows.ndim in (1, 2) else tuple(rows.shape)}"
                 )
             constant = rows.ndim == 1
-            rows = rows.reshape(-1, rows.shape[-1])
+            rows = rows.reshape(1, -1) if constant else rows
             for slot in rows.any(0).nonzero().flatten().tolist():
                 if slot >= len(self.loaded) or self.loaded[slot] is None:
                     raise InputError(f"a weight must belong to a loaded adapter, and slot {slot} holds none")

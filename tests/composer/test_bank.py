@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,262 @@ def test_one_base_carries_one_bank(base: Base, tmp_path: Path) -> None:
             Bank(base.model).attach([adapter])
     finally:
         bank.detach()
+
+
+def two_layers(features: int = 6) -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(features, features), torch.nn.Linear(features, features))
+
+
+def random_adapter(name: str, ranks: dict[str, int], seed: int, features: int = 6) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    return Adapter(
+        name,
+        {
+            module: (
+                torch.randn(rank, features, generator=generator),
+                torch.randn(features, rank, generator=generator),
+            )
+            for module, rank in ranks.items()
+        },
+    )
+
+
+def dense_sum(
+    model: torch.nn.Sequential, weighted: list[tuple[float, Adapter]], x: torch.Tensor
+) -> torch.Tensor:
+    """The naive oracle of `two_layers`, in float64."""
+    for i, layer in enumerate(model):
+        inner = layer.inner if isinstance(layer, BankLayer) else layer
+        weight = inner.weight.detach().double()
+        for w, adapter in weighted:
+            if str(i) in adapter.factors:
+                weight = weight + w * adapter.delta(str(i)).double()
+        x = x.double() @ weight.T + inner.bias.detach().double()
+    return x
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 5), st.integers(0, 99)), max_size=25
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_whatever_is_loaded_and_unloaded_the_rest_answers_as_before(
+    steps: list[tuple[bool, int, int, int]],
+) -> None:
+    model, x = two_layers(), torch.ones(2, 1, 6)
+    bank = Bank(model)
+    held: dict[int, Adapter] = {}
+    most, total = {"0": 0, "1": 0}, {"0": 0, "1": 0}
+    for load, first, second, seed in steps:
+        if load:
+            ranks = {m: r for m, r in (("0", first), ("1", second)) if r}
+            adapter = random_adapter(f"a{seed}", ranks, seed)
+            slot = bank.load(adapter)
+            assert slot == min(set(range(len(held) + 1)) - held.keys()), "the first free slot is taken"
+            held[slot] = adapter
+        elif held:
+            slot = sorted(held)[seed % len(held)]
+            bank.gate.set(None)
+            bank.unload(slot)
+            del held[slot]
+        for module in total:
+            total[module] = sum(a.ranks.get(module, 0) for a in held.values())
+            most[module] = max(most[module], total[module])
+        gate = torch.zeros(bank.slots)
+        for slot in held:
+            gate[slot] = 0.1 * (slot + 1)
+        bank.gate.set(gate)
+        expected = dense_sum(model, [(float(gate[s]), a) for s, a in held.items()], x)
+        with torch.no_grad():
+            assert (model(x) - expected).abs().max() <= 1e-4 * max(1.0, float(expected.abs().max()))
+    for module, layer in bank.layers.items():
+        assert len(layer.down) <= 2 * most[module], "what is freed is used again before there is more"
+    bank.detach()
+    assert not any(isinstance(m, BankLayer) for m in model)
+
+
+def test_loading_rebuilds_nothing_and_keeps_who_speaks() -> None:
+    model, x = two_layers(), torch.randn(2, 3, 6)
+    bank = Bank(model)
+    first = bank.load(random_adapter("first", {"0": 4, "1": 2}, 1))
+    bank.gate.set(torch.tensor([1.0]))
+    wrappers = list(model)
+    with torch.inference_mode():
+        before = model(x)
+        second = bank.load(random_adapter("second", {"0": 3}, 2))
+        assert (first, second) == (0, 1)
+        assert list(model) == wrappers
+        assert torch.equal(model(x), before), "what is loaded does not speak before the gate says so"
+        bank.gate.set(torch.tensor([1.0, 0.0]))
+        bank.unload(1)
+        assert bank.names == ("first", None)
+        assert bank.load(random_adapter("third", {"0": 3}, 3)) == 1
+        assert list(model) == wrappers
+        assert torch.equal(model(x), before)
+
+
+def test_who_speaks_is_not_unloaded_and_nobody_speaks_from_a_free_slot() -> None:
+    bank = Bank(two_layers())
+    bank.load_all([random_adapter("one", {"0": 1}, 1), random_adapter("two", {"0": 2}, 2)])
+    bank.gate.set(torch.tensor([0.0, 1.0]))
+    with pytest.raises(InputError, match="two speaks"):
+        bank.unload(1)
+    with bank.gate.held_at(torch.tensor([1.0, 0.0])), pytest.raises(InputError, match="two speaks"):
+        bank.unload(1)
+    bank.unload(0)
+    with pytest.raises(InputError, match="slot 0 holds no adapter"):
+        bank.unload(0)
+    for gate in (
+        torch.tensor([1.0, 0.0]),
+        torch.tensor([0.0, 1.0, 1.0]),
+        torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
+    ):
+        with pytest.raises(InputError, match=r"slot \d holds none"):
+            bank.gate.set(gate)
+    with pytest.raises(InputError, match="must be finite"):
+        bank.gate.set(torch.tensor([0.0, float("nan")]))
+
+
+def test_failed_load_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = two_layers(), torch.randn(2, 3, 6)
+    bank = Bank(model)
+    bank.load_all([random_adapter("one", {"0": 2, "1": 2}, 1), random_adapter("two", {"0": 2, "1": 2}, 2)])
+    bank.gate.set(torch.tensor([0.0, 1.0]))
+    bank.unload(0)
+    with torch.inference_mode():
+        before = model(x)
+    infinite = random_adapter("infinite", {"0": 1, "1": 1}, 3)
+    infinite.factors["1"][1][0, 0] = float("inf")
+    with pytest.raises(InputError, match="infinite: the factors of 1 must be finite"):
+        bank.load(infinite)
+    moved = BankLayer._move_together
+
+    def out_of_memory(layer: BankLayer, rank: int) -> int:
+        if layer is bank.layers["1"]:
+            raise MemoryError
+        return moved(layer, rank)
+
+    monkeypatch.setattr(BankLayer, "_move_together", out_of_memory)
+    with pytest.raises(MemoryError):
+        bank.load(random_adapter("large", {"0": 30, "1": 30}, 4))
+    monkeypatch.undo()
+    assert bank.names == (None, "two")
+    with torch.inference_mode():
+        assert torch.equal(model(x), before)
+        assert bank.load(random_adapter("three", {"0": 2, "1": 2}, 5)) == 0
+        assert torch.equal(model(x), before)
+
+
+def test_value_too_large_for_half_precision_is_refused() -> None:
+    adapter = random_adapter("loud", {"0": 1}, 1)
+    adapter.factors["0"][0][0, 0] = 1e6
+    with pytest.raises(InputError, match=r"finite in torch\.float16"):
+        Bank(two_layers().half()).load(adapter)
+
+
+PROMPTS = ["Say something about the river", "Which number is larger, 14 or 52?", "Stop", "Why"]
+"""The longest first: the order in which a batch is made of them."""
+
+GATES = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.0, 0.0], [0.0, 1.0]])
+
+
+@pytest.fixture
+def two_adapters(base: Base, tmp_path: Path) -> list[Adapter]:
+    return [
+        read_adapter(write_lora(tmp_path / str(i), base, seed=i, r=2 + i, strength=0.1)) for i in range(2)
+    ]
+
+
+@pytest.mark.parametrize("path", [None, "dense", "gathered", "segmented"])
+def test_mixed_batch_generates_what_each_row_does_alone(
+    base: Base, two_adapters: list[Adapter], path: str | None
+) -> None:
+    """Left padding, the cache, greedy decoding."""
+    bank = Bank(base.model)
+    bank.attach(two_adapters)
+    bank.gate.path = path
+    try:
+        with bank.gate.held_at(GATES):
+            together = Chat(base).generate(PROMPTS, max_new_tokens=6)
+            slow = Chat(base).generate(PROMPTS, max_new_tokens=6, use_cache=False)
+        alone = []
+        for prompt, gate in zip(PROMPTS, GATES, strict=True):
+            with bank.gate.held_at(gate):
+                alone += Chat(base).generate([prompt], max_new_tokens=6)
+        bare = Chat(base).generate(PROMPTS, max_new_tokens=6)
+    finally:
+        bank.detach()
+    assert together == alone == slow
+    assert together[2] == bare[2] and together != bare
+
+
+@pytest.mark.parametrize("path", ["dense", "gathered", "segmented"])
+def test_sampling_with_a_seed_is_the_same_on_every_path(
+    base: Base, two_adapters: list[Adapter], path: str
+) -> None:
+    bank = Bank(base.model)
+    bank.attach(two_adapters)
+    sampling = {"do_sample": True, "temperature": 1.5, "num_return_sequences": 1, "max_new_tokens": 8}
+    texts = []
+    try:
+        with bank.gate.held_at(GATES):
+            for bank.gate.path in (path, None):
+                torch.manual_seed(7)
+                texts.append(Chat(base).generate(PROMPTS, **sampling))  # type: ignore[arg-type]
+            torch.manual_seed(8)
+            other = Chat(base).generate(PROMPTS, **sampling)  # type: ignore[arg-type]
+    finally:
+        bank.detach()
+    assert texts[0] == texts[1] != other
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.01)], ids=str)
+def test_half_precision_with_the_cache_stays_near_float32(
+    base: Base, two_adapters: list[Adapter], dtype: torch.dtype, tolerance: float
+) -> None:
+    """Logits of the last token after a prefill and a decode step, relative to the largest; the row of the
+    base is the bare base's to the bit. Tokens are not compared: a near tie may fall the other way."""
+    ids = some_ids(base, rows=4)
+    found = {}
+    for kind in (torch.float32, dtype):
+        model = copy.deepcopy(base.model).to(kind)
+        bank = Bank(model)
+        bank.attach(two_adapters)
+        for gate in (GATES, None):
+            bank.gate.set(gate)
+            with torch.inference_mode():
+                past = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
+                logits = model(input_ids=ids[:, -1:], past_key_values=past).logits[:, -1]
+            found[kind, gate is None] = logits.float()
+    for closed in (False, True):
+        expected = found[torch.float32, closed]
+        assert (found[dtype, closed] - expected).abs().max() < tolerance * expected.abs().max()
+    assert torch.equal(found[dtype, False][2], found[dtype, True][2])
+
+
+def test_thousand_swaps_need_no_more_memory() -> None:
+    model = two_layers()
+    bank = Bank(model)
+    ranks = (1, 7, 3, 5)
+    adapters = [random_adapter(str(i), {"0": r, "1": 8 - r}, i) for i, r in enumerate(ranks)]
+    x = torch.ones(1, 1, 6)
+    slot, sizes = bank.load(adapters[0]), set()
+    for i in range(1, 1001):
+        after = bank.load(adapters[i % 4])
+        gate = torch.zeros(bank.slots)
+        gate[after] = 1.0
+        bank.gate.set(gate)
+        bank.unload(slot)
+        slot = after
+        if i % 100 == 0:
+            expected = dense_sum(model, [(1.0, adapters[i % 4])], x)
+            with torch.no_grad():
+                assert (model(x) - expected).abs().max() <= 1e-5 * float(expected.abs().max())
+        if i > 10:
+            sizes.add(bank.nbytes)
+    assert len(sizes) == 1 and bank.slots == 2
 
 
 @pytest.mark.cuda
