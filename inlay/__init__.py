@@ -21,7 +21,7 @@ from inlay.errors import (
 )
 
 if TYPE_CHECKING:
-    from inlay.composer import ComposedModel, compose, diff, forgetting, read_adapter
+    from inlay.composer import ComposedModel, compose, diff, forgetting, merge, read_adapter
     from inlay.composer.export import export
     from inlay.evals import EvalResult, ForgettingReport, Suite
     from inlay.registry import Lock, Registry, Version
@@ -42,6 +42,7 @@ _HOMES = {
     "evaluate": "inlay.composer",
     "export": "inlay.composer.export",
     "forgetting": "inlay.composer",
+    "merge": "inlay.composer",
     "read_adapter": "inlay.composer",
     "TrainResult": "inlay.trainers",
     "train": "inlay.trainers",
@@ -69,6 +70,7 @@ __all__ = [
     "evaluate",
     "export",
     "forgetting",
+    "merge",
     "read_adapter",
     "train",
 ]

@@ -9,7 +9,7 @@ import click
 from inlay.cli.console import base_options, common, emit, open_store, table, why_option
 
 if TYPE_CHECKING:
-    from inlay.composer import Plan
+    from inlay.composer.plan import MergedSlot, Plan
 
 
 @click.command("plan")
@@ -136,6 +136,8 @@ def generate_verb(
 
 
 def _plan_text(plan: Plan) -> str:
+    from inlay.composer.plan import MergedSlot
+
     lines = [f"{plan.ref} on {plan.base.name}   {plan.digest}"]
     cells = []
     for leaf in plan.leaves:
@@ -147,10 +149,10 @@ def _plan_text(plan: Plan) -> str:
         rank = max(slot.ranks.values(), default=0)
         cells.append(
             (
-                slot.version.ref,
+                slot.ref,
                 f"{leaf.weight:g}",
                 str(rank),
-                str(len(slot.ranks)),
+                str(len(slot.sizes)),
                 f"{slot.nbytes:,}",
                 when or "always",
             )
@@ -159,5 +161,19 @@ def _plan_text(plan: Plan) -> str:
     lines.append(
         f"in all {plan.nbytes:,} bytes; adds {plan.flops_per_token:,} FLOPs a token while all of it speaks"
     )
+    lines += [_merge_text(slot) for slot in plan.slots if isinstance(slot, MergedSlot)]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
+
+
+def _merge_text(slot: MergedSlot) -> str:
+    settings = slot.settings
+    said = [f"{name} {value}" for name, value in settings.params.items()]
+    said += [f"seed {settings.seed}"] if settings.method.random else []
+    said += [f"rank {settings.rank}"] if settings.rank is not None else []
+    said += [f"energy {settings.energy:g}"] if settings.energy is not None else []
+    lost = "what is cut is known once it is locked or loaded"
+    if slot.truncation is not None:
+        cut, worst = max(((error, module) for module, error in slot.truncation.items()), default=(0.0, ""))
+        lost = f"cut by up to {cut:.2g} of a module's norm ({worst})" if cut > 1e-6 else "nothing is cut"
+    return f"{slot.ref}: {slot.exactness}{''.join(f', {each}' for each in said)}; {lost}"

@@ -1,6 +1,7 @@
 """The composer: recipes to plans, plans to a bank on the device.
 
-factors.py     every adapter as factors, delta = B @ A
+factors/       every adapter as factors, delta = B @ A, one file a kind
+conversion.py  adapters whose start changed the base become plain ones
 plan.py        a lock laid out: slots, gates, costs; no torch
 bank.py        the one layer that runs composed adapters: slots, loaded and unloaded while the model stays
 gate.py        how much of each adapter a row gets, and what each layer prepares for it
@@ -9,7 +10,9 @@ costs.py       which of them is the fastest
 model.py       a reference or a recipe becomes a model that answers
 locking.py     a recipe becomes a lock, its routers fitted
 measure.py     scores and forgetting of composed models
-export.py      a stack leaves as one plain PEFT adapter
+export.py      a stack or a merge leaves as one plain PEFT adapter
+stacking.py    a stack as one adapter
+merging/       one adapter out of several: methods, core space, truncation
 difference.py  what differs between two versions or locks, norms of deltas among it
 routers/       what chooses an expert for a request
 """
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from inlay.composer.factors import Adapter, read_adapter
     from inlay.composer.locking import lock
     from inlay.composer.measure import evaluate, forgetting
+    from inlay.composer.merging.merge import merge
     from inlay.composer.model import ComposedModel, compose
     from inlay.composer.plan import Plan, make_plan
 
@@ -37,6 +41,7 @@ _HOMES = {
     "forgetting": "measure",
     "lock": "locking",
     "make_plan": "plan",
+    "merge": "merging.merge",
     "read_adapter": "factors",
 }
 
@@ -50,6 +55,7 @@ __all__ = [
     "forgetting",
     "lock",
     "make_plan",
+    "merge",
     "read_adapter",
 ]
 

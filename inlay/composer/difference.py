@@ -168,10 +168,11 @@ def _lost(store: Registry, thing: Version | Lock, error: IntegrityError) -> str:
 
 
 def _factors(store: Registry, thing: Version | Lock) -> Factors:
-    """Module -> (A, B) of a version, or of the sum that a stack is."""
+    """Module -> (A, B) of a version, or of the sum that a lock without routes is."""
     import torch
 
     from inlay.composer.factors import read_adapter
+    from inlay.composer.merging.loading import adapter_of
     from inlay.composer.plan import make_plan
 
     if isinstance(thing, Version):
@@ -179,7 +180,7 @@ def _factors(store: Registry, thing: Version | Lock) -> Factors:
     plan = make_plan(store, thing)
     parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for slot, weight in zip(plan.slots, plan.gate(), strict=True):
-        for module, (a, b) in read_adapter(slot.version, store=store).factors.items():
+        for module, (a, b) in adapter_of(store, slot).factors.items():
             parts.setdefault(module, []).append((a.double(), b.double() * weight))
     return {
         module: (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1))

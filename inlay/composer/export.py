@@ -1,4 +1,4 @@
-"""A stack leaves as one plain PEFT adapter, which whatever reads a LoRA reads alike.
+"""A stack or a merge leaves as one plain PEFT adapter, which whatever reads a LoRA reads alike.
 
     A = [A₁; …; A_k], B = [g₁B₁, …, g_kB_k] per module, so that B @ A is the sum of the weighted deltas
 
@@ -18,8 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inlay.composer.factors import Adapter, read_adapter
+from inlay.composer.factors import Adapter
+from inlay.composer.factors.lora import EMBEDDING, LINEAR
+from inlay.composer.merging.loading import adapter_of
 from inlay.composer.plan import Plan, make_plan
+from inlay.composer.stacking import stacked
 from inlay.errors import InputError, StoreBusy
 from inlay.registry import Lock, Registry, Version
 
@@ -36,7 +39,7 @@ Factors = dict[str, tuple["torch.Tensor", "torch.Tensor"]]
 @dataclass(frozen=True)
 class Exported:
     """What was written. `rank` is that of every module; `nbytes` the size of the weights' file; `members` the
-    exported versions with the weight of each."""
+    exported versions and merges with the weight of each."""
 
     folder: Path
     ref: str
@@ -62,6 +65,7 @@ class _Sum:
     task: str | None = "CAUSAL_LM"
     fan_in_fan_out: bool = False
     base_tensors: Mapping[str, Any] | None = None
+    embeddings: frozenset[str] = frozenset()
 
 
 def export(
@@ -73,7 +77,7 @@ def export(
     """Write `what` into `folder` as one PEFT LoRA in float32: adapter_config.json, adapter_model.safetensors.
 
     The folder must not exist, or be empty; it appears whole or not at all. The same input gives the same
-    bytes. Raises InputError for a route, a merge, a member without exact factors or a folder that holds
+    bytes. Raises InputError for a route, a member without exact factors or a folder that holds
     something, ReferenceNotFound, IntegrityError, StoreBusy where the folder cannot be written.
     """
     target = Path(folder).expanduser()
@@ -85,7 +89,7 @@ def export(
             fix="export what has an adapter of a weight other than 0",
         )
     rank = max(int(a.shape[0]) for a, _ in summed.factors.values())
-    tensors = _padded(summed.factors, rank)
+    tensors = _padded(summed, rank)
     config = json.dumps(_config(summed, rank), indent=2, sort_keys=True) + "\n"
     nbytes = _write(target, config, tensors)
     return Exported(
@@ -101,7 +105,7 @@ def export(
 
 def _summed(what: Any, store: Registry | str | Path | None) -> _Sum:
     if isinstance(what, Adapter):
-        return _Sum(what.name, dict(what.factors), ((what.name, 1.0),))
+        return _Sum(what.name, dict(what.factors), ((what.name, 1.0),), embeddings=what.embeddings)
     if not isinstance(what, str | Lock | Version | Plan):
         what, store = what.plan, what.store  # a composed model knows both
     registry = store if isinstance(store, Registry) else Registry.open(store)
@@ -114,43 +118,35 @@ def _summed(what: Any, store: Registry | str | Path | None) -> _Sum:
             f"{plan.ref} routes at {places}: it chooses an adapter for each request, and one adapter cannot",
             fix="serve it with Inlay, or export its experts one by one",
         )
-    used = [(slot.version, gate) for slot, gate in zip(plan.slots, plan.gate(), strict=True) if gate]
-    configs = [json.loads(registry.read_file(version, CONFIG)) for version, _ in used]
+    used = [(slot, gate) for slot, gate in zip(plan.slots, plan.gate(), strict=True) if gate]
+    configs = [
+        json.loads(registry.read_file(version, CONFIG)) for slot, _ in used for version in slot.versions
+    ]
     tasks = {config.get("task_type") for config in configs}
+    adapter = stacked([(adapter_of(registry, slot), gate) for slot, gate in used], plan.ref)
     return _Sum(
         ref=plan.ref,
-        factors=_stacked([(read_adapter(version, store=registry), gate) for version, gate in used]),
-        members=tuple((version.ref, gate) for version, gate in used),
+        factors=adapter.factors,
+        members=tuple((slot.ref, gate) for slot, gate in used),
         base=plan.base.name,
         task=tasks.pop() if len(tasks) == 1 else "CAUSAL_LM",
         fan_in_fan_out=any(config.get("fan_in_fan_out") for config in configs),
         base_tensors=registry.base_tensors(plan.base.weights),
+        embeddings=adapter.embeddings,
     )
 
 
-def _stacked(members: list[tuple[Adapter, float]]) -> Factors:
-    """Module -> (A (Σr, in), B (out, Σr)), float32."""
-    import torch
-
-    rows: dict[str, list[torch.Tensor]] = {}
-    columns: dict[str, list[torch.Tensor]] = {}
-    for adapter, gate in members:
-        for module, (a, b) in adapter.factors.items():
-            rows.setdefault(module, []).append(a.float())
-            columns.setdefault(module, []).append(b.float() * gate)
-    return {module: (torch.cat(rows[module]), torch.cat(columns[module], dim=1)) for module in sorted(rows)}
-
-
-def _padded(factors: Factors, rank: int) -> dict[str, torch.Tensor]:
+def _padded(summed: _Sum, rank: int) -> dict[str, torch.Tensor]:
     """PEFT's keys -> tensors, every module at `rank`: further rows of A and columns of B are zero."""
     from torch.nn.functional import pad
 
     tensors = {}
-    for module, (a, b) in factors.items():
+    for module, (a, b) in summed.factors.items():
         missing = rank - int(a.shape[0])
+        down, up = EMBEDDING if module in summed.embeddings else LINEAR
         prefix = f"base_model.model.{module}"
-        tensors[f"{prefix}.lora_A.weight"] = pad(a.float(), (0, 0, 0, missing)).contiguous()
-        tensors[f"{prefix}.lora_B.weight"] = pad(b.float(), (0, missing)).contiguous()
+        tensors[f"{prefix}.{down}"] = pad(a.float(), (0, 0, 0, missing)).contiguous()
+        tensors[f"{prefix}.{up}"] = pad(b.float(), (0, missing)).contiguous()
     return tensors
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import Conflict, InputError, IntegrityError
-from inlay.registry import Lock, Recipe, Registry, Route, Stack, Use, Version
+from inlay.registry import Lock, Merge, Recipe, Registry, Route, Stack, Use, Version
+from inlay.registry.locking import walk_tree
 from inlay.registry.recipes import FITTED_ROUTERS, Node
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ def lock(
 
     A route's router is fitted on prompts kept with its experts' training runs, and on `general_prompts`
     (a JSONL file of {"prompt"}, a list, or those that ship) for its base class. The base is needed for that
-    alone. Raises InputError (recipe, no examples for an expert), BaseMismatch, Conflict (an alias moved while
-    the router was fitted).
+    alone. Merges are computed once: what cutting them cost in each module is kept in the lock's provenance.
+    Raises InputError (recipe, a merge that its method does not allow, no examples for an expert),
+    BaseMismatch, Conflict (an alias moved while the router was fitted).
     """
     parsed = Recipe.of(recipe)
+    _check_merges(parsed)
     routers = fit_routers(
         store,
         parsed,
@@ -49,7 +52,8 @@ def lock(
         accept_prompt_change=accept_prompt_change,
         seed=seed,
     )
-    made = store.lock(name, parsed, routers=routers, why=why)
+    provenance = _merged(store, parsed, routers)
+    made = store.lock(name, parsed, routers=routers, why=why, provenance=provenance)
     if routers:
         from inlay.composer.model import load_routers
         from inlay.composer.plan import make_plan
@@ -61,6 +65,45 @@ def lock(
                 f"an alias moved while the router of {made.ref} was fitted", fix="lock it again"
             ) from error
     return made
+
+
+def _check_merges(recipe: Recipe) -> None:
+    """InputError for a merge that its method does not allow, before a router is fitted or a byte is read."""
+    from inlay.composer.merging.methods import Settings
+
+    for path, node in _walk(recipe.compose):
+        if isinstance(node, Merge):
+            try:
+                settings = Settings.of(
+                    node.method,
+                    len(node.members),
+                    params=node.params,
+                    space=node.space,
+                    rank=node.rank,
+                    energy=node.energy,
+                    seed=node.seed,
+                )
+                settings.check_weights([member.weight for member in node.members])
+            except InputError as error:
+                raise InputError(
+                    f"the merge at {path or 'the root'}: {error.message}", fix=error.fix
+                ) from None
+
+
+def _merged(store: Registry, recipe: Recipe, routers: Mapping[str, str]) -> dict[str, Any] | None:
+    """What computing the recipe's merges shows: {"merges": {slot's digest: {"truncation", "notes"}}}."""
+    pinned = store.pin(recipe, routers=routers)
+    if not any("merge" in node for _, node in walk_tree(pinned.tree)):
+        return None
+    from inlay.composer.merging.loading import adapter_of
+    from inlay.composer.plan import MergedSlot, make_plan
+
+    found = {}
+    for slot in make_plan(store, pinned).slots:
+        if isinstance(slot, MergedSlot):
+            adapter = adapter_of(store, slot)
+            found[slot.digest] = {"truncation": dict(adapter.truncation), "notes": list(adapter.notes)}
+    return {"merges": found}
 
 
 def fit_routers(

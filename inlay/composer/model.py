@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from inlay.composer.bank import Bank
-from inlay.composer.factors import Adapter, read_adapter
-from inlay.composer.plan import Plan, Slot, make_plan
+from inlay.composer.merging.loading import adapter_of
+from inlay.composer.plan import Plan, make_plan
 from inlay.composer.routers.probe import Probe, pooled
 from inlay.errors import BaseMismatch, InputError
 from inlay.evals.inference import Base, Chat, Prompt, load_base
@@ -54,10 +54,10 @@ class ComposedModel:
         Whatever fails, fails before the gate is turned: what served goes on serving.
         """
         routers = load_routers(self.store, plan, target.ref)
-        missing = {key_of(slot): slot for slot in plan.slots if key_of(slot) not in self._held}
+        missing = {slot.digest: slot for slot in plan.slots if slot.digest not in self._held}
         adapters = [adapter_of(self.store, slot) for slot in missing.values()]
         held = {**self._held, **dict(zip(missing, self._bank.load_all(adapters), strict=True))}
-        slots = [held[key_of(slot)] for slot in plan.slots]
+        slots = [held[slot.digest] for slot in plan.slots]
         closed = plan.gate(tuple(None for _ in plan.routes))
         try:
             self._bank.unfold()
@@ -69,7 +69,7 @@ class ComposedModel:
         self.target, self.plan, self._routers, self._slots = target, plan, routers, slots
         for slot in set(held.values()) - set(slots):
             self._bank.unload(slot)
-        self._held = {key_of(slot): number for slot, number in zip(plan.slots, slots, strict=True)}
+        self._held = {slot.digest: number for slot, number in zip(plan.slots, slots, strict=True)}
 
     @property
     def model(self) -> PreTrainedModel:
@@ -113,7 +113,7 @@ class ComposedModel:
                 f"each prompt must have its weights, and there are {prompts} and {len(weights)}",
                 fix="write None where a prompt takes what the recipe says",
             )
-        names = [name_of(slot) for slot in self.plan.slots]
+        names = [slot.ref for slot in self.plan.slots]
         rows: list[list[float] | None] = []
         for given in (weights[i] for i in batch):
             for name in given or {}:
@@ -198,21 +198,6 @@ class ComposedModel:
         gate = torch.zeros(len(rows), self._bank.slots)
         gate[:, list(slots)] = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(slots))
         return gate
-
-
-def key_of(slot: Slot) -> str:
-    """What decides whether two slots of plans hold the same factors."""
-    return slot.version.digest
-
-
-def name_of(slot: Slot) -> str:
-    """What a request calls the slot."""
-    return slot.version.ref
-
-
-def adapter_of(store: Registry, slot: Slot) -> Adapter:
-    """The factors of a slot, read and verified."""
-    return read_adapter(slot.version, store=store)
 
 
 def batches_of(
@@ -315,9 +300,10 @@ def _route_digests(plan: Plan, number: int) -> list[str]:
     """For each expert of a route, what it consists of: the digests of its leaves, joined in their order."""
     return [
         "+".join(
-            plan.slots[leaf.slot].version.digest
+            version.digest
             for leaf in plan.leaves
             if (number, expert) in leaf.conditions
+            for version in plan.slots[leaf.slot].versions
         )
         for expert in range(len(plan.routes[number].experts))
     ]

@@ -6,13 +6,15 @@ Pure data, no torch: a plan can be made and printed on a machine without a devic
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inlay.composer.factors import recorded_weights, shapes_of, sizes_of
+from inlay.composer.factors import Size, recorded_weights, shapes_of, sizes_of
+from inlay.composer.merging.methods import Settings
 from inlay.errors import BaseMismatch, InputError, IntegrityError
 from inlay.registry import BaseRef, Lock, Registry, Version
+from inlay.registry.canonical import digest_of_json
 from inlay.registry.lookup import children
 from inlay.registry.recipes import BASE
 
@@ -22,11 +24,103 @@ Condition = tuple[int, int]
 
 @dataclass(frozen=True)
 class Slot:
-    """One adapter in the bank: its version, the rank it has in each module, its bytes as stored."""
+    """One adapter in the bank: its version, what its factors measure in each module, its bytes as stored."""
 
     version: Version
-    ranks: Mapping[str, int]
+    sizes: Mapping[str, Size]
     nbytes: int
+
+    @property
+    def ref(self) -> str:
+        return self.version.ref
+
+    @property
+    def digest(self) -> str:
+        return self.version.digest
+
+    @property
+    def exactness(self) -> str:
+        return self.version.exactness
+
+    @property
+    def versions(self) -> tuple[Version, ...]:
+        return (self.version,)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        return {module: size.rank for module, size in self.sizes.items()}
+
+
+@dataclass(frozen=True)
+class MergeInput:
+    """One input of a merge: the sum of `parts`, each with its weight; `weight` is what the method is told."""
+
+    parts: tuple[tuple[Slot | MergedSlot, float], ...]
+    weight: float
+
+    @property
+    def ref(self) -> str:
+        """As reports call it: `0.8 (a@v1 + -1 b@v2)`."""
+        named = [slot.ref if weight == 1.0 else f"{weight:g} {slot.ref}" for slot, weight in self.parts]
+        joined = named[0] if len(named) == 1 else f"({' + '.join(named)})"
+        return joined if self.weight == 1.0 else f"{self.weight:g} {joined}"
+
+
+@dataclass(frozen=True)
+class MergedSlot:
+    """An adapter in the bank that is made when it is loaded: several merged into one.
+
+    `sizes` has the most that each module can come to. `versions`: what is merged, in the order of the
+    recipe. `truncation`: what the cut cost in each module (relative Frobenius error), and `notes`, as found
+    when the lock was made; None where nobody has computed it yet.
+    """
+
+    digest: str
+    settings: Settings
+    inputs: tuple[MergeInput, ...]
+    sizes: Mapping[str, Size]
+    versions: tuple[Version, ...]
+    path: str
+    truncation: Mapping[str, float] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ref(self) -> str:
+        return f"{self.settings.method.name}({', '.join(part.ref for part in self.inputs)})"
+
+    @property
+    def exactness(self) -> str:
+        return f"merged: {self.settings.space} space"
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        return {module: size.rank for module, size in self.sizes.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Of the factors in float32, at most."""
+        return sum(4 * size.rank * (size.inputs + size.outputs) for size in self.sizes.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `inlay plan --json` prints it, beside what every slot has."""
+        settings = self.settings
+        return {
+            "path": self.path,
+            "method": settings.method.name,
+            "params": dict(settings.params),
+            "space": settings.space,
+            "rank": settings.rank,
+            "energy": settings.energy,
+            "seed": settings.seed,
+            "inputs": [
+                {
+                    "weight": each.weight,
+                    "parts": [{"ref": slot.ref, "weight": weight} for slot, weight in each.parts],
+                }
+                for each in self.inputs
+            ],
+            "truncation": None if self.truncation is None else dict(self.truncation),
+        }
 
 
 @dataclass(frozen=True)
@@ -56,7 +150,7 @@ class Plan:
     ref: str
     digest: str
     base: BaseRef
-    slots: tuple[Slot, ...]
+    slots: tuple[Slot | MergedSlot, ...]
     leaves: tuple[Leaf, ...]
     routes: tuple[RouteNode, ...]
     nbytes: int
@@ -83,17 +177,19 @@ class Plan:
             "base": {"name": self.base.name, "weights": self.base.weights, "prompt": self.base.prompt},
             "slots": [
                 {
-                    "ref": s.version.ref,
-                    "digest": s.version.digest,
+                    "ref": s.ref,
+                    "digest": s.digest,
                     "rank": max(s.ranks.values(), default=0),
-                    "modules": len(s.ranks),
+                    "modules": len(s.sizes),
                     "bytes": s.nbytes,
+                    "exactness": s.exactness,
+                    "merge": s.to_dict() if isinstance(s, MergedSlot) else None,
                 }
                 for s in self.slots
             ],
             "leaves": [
                 {
-                    "ref": self.slots[x.slot].version.ref,
+                    "ref": self.slots[x.slot].ref,
                     "weight": x.weight,
                     "path": x.path,
                     "when": x.conditions,
@@ -112,18 +208,20 @@ class Plan:
 def make_plan(store: Registry, target: Lock | Version) -> Plan:
     """Check everything about `target` that can be known without loading it, and lay it out.
 
-    Raises InputError for a member that cannot be composed or an operator that this version does not
-    have, BaseMismatch for members of different bases, IntegrityError for bytes that changed.
+    Raises InputError for a member that cannot be composed, a merge that its method does not allow or a route
+    inside one, BaseMismatch for members of different bases, IntegrityError for bytes that changed.
     """
-    layout = _Layout(store)
+    known = (target.provenance or {}).get("merges", {}) if isinstance(target, Lock) else {}
+    layout = _Layout(store, known)
     tree = target.tree if isinstance(target, Lock) else {"use": target.digest, "name": target.ref}
     layout.walk(tree, 1.0, (), "")
     for slot in layout.slots:
-        if slot.version.base.weights != target.base.weights:
-            raise BaseMismatch(
-                f"all members of {target.ref} must share its base, and {slot.version.ref} was made for "
-                f"{slot.version.base.name}"
-            )
+        for version in slot.versions:
+            if version.base.weights != target.base.weights:
+                raise BaseMismatch(
+                    f"all members of {target.ref} must share its base, and {version.ref} was made for "
+                    f"{version.base.name}"
+                )
     return Plan(
         ref=target.ref,
         digest=target.digest,
@@ -132,21 +230,22 @@ def make_plan(store: Registry, target: Lock | Version) -> Plan:
         leaves=tuple(layout.leaves),
         routes=tuple(layout.routes),
         nbytes=sum(slot.nbytes for slot in layout.slots),
-        flops_per_token=layout.flops,
+        flops_per_token=sum(size.flops for slot in layout.slots for size in slot.sizes.values()),
         warnings=tuple(layout.warnings()),
     )
 
 
 class _Layout:
-    """One walk over a pinned tree."""
+    """One walk over a pinned tree. `known`: what the lock's making found out about its merges."""
 
-    def __init__(self, store: Registry) -> None:
+    def __init__(self, store: Registry, known: Mapping[str, Any]) -> None:
         self.store = store
-        self.slots: list[Slot] = []
+        self.known = known
+        self.slots: list[Slot | MergedSlot] = []
         self.leaves: list[Leaf] = []
         self.routes: list[RouteNode] = []
-        self.flops = 0
         self._slot_of: dict[str, int] = {}
+        self._read: dict[str, Slot] = {}
 
     def walk(
         self, node: Mapping[str, Any], weight: float, conditions: tuple[Condition, ...], path: str
@@ -154,32 +253,34 @@ class _Layout:
         weight *= float(node.get("weight", 1.0))
         if "use" in node:
             if node["use"] != BASE:
-                self.leaves.append(Leaf(self._slot(node), weight, conditions, path))
+                self.leaves.append(Leaf(self._place(self._version(node)), weight, conditions, path))
         elif "stack" in node:
             for step, member in children(node):
                 self.walk(member, weight, conditions, _below(path, step))
-        elif "route" in node:
+        elif "merge" in node:
+            self.leaves.append(Leaf(self._place(self._merged(node, path)), weight, conditions, path))
+        else:
             route = node["route"]
             number = len(self.routes)
             experts = tuple(_label(expert) for expert in route["experts"])
             self.routes.append(RouteNode(path, route["by"], experts, route.get("router")))
             for i, (step, expert) in enumerate(children(node)):
                 self.walk(expert, weight, (*conditions, (number, i)), _below(path, step))
-        else:
-            raise InputError(
-                f"this version composes by stack and route, and {path or 'the recipe'} is a merge",
-                fix="write a stack, or a route where the members disturb each other",
-            )
 
-    def _slot(self, node: Mapping[str, Any]) -> int:
+    def _place(self, slot: Slot | MergedSlot) -> int:
+        if slot.digest not in self._slot_of:
+            self._slot_of[slot.digest] = len(self.slots)
+            self.slots.append(slot)
+        return self._slot_of[slot.digest]
+
+    def _version(self, node: Mapping[str, Any]) -> Slot:
         digest = node["use"]
-        if digest not in self._slot_of:
+        if digest not in self._read:
             version = self.store.resolve(node["name"])
             if not isinstance(version, Version) or version.digest != digest:
                 raise InputError(f"{node['name']} must be the adapter version {digest[:19]}…, and is not")
-            self._slot_of[digest] = len(self.slots)
-            self.slots.append(self._measured(version))
-        return self._slot_of[digest]
+            self._read[digest] = self._measured(version)
+        return self._read[digest]
 
     def _measured(self, version: Version) -> Slot:
         if version.state == "purged":
@@ -191,8 +292,79 @@ class _Layout:
         sizes = sizes_of(
             config, shapes_of(weights), version.ref, weight=recorded_weights(version, self.store)
         )
-        self.flops += sum(size.flops for size in sizes.values())
-        return Slot(version, {module: size.rank for module, size in sizes.items()}, len(weights))
+        return Slot(version, sizes, len(weights))
+
+    def _merged(self, node: Mapping[str, Any], path: str) -> MergedSlot:
+        inputs = []
+        for step, member in children(node):
+            parts: dict[str, tuple[Slot | MergedSlot, float]] = {}
+            self._sum({**member, "weight": 1.0}, 1.0, parts, _below(path, step))
+            inputs.append(MergeInput(tuple(parts.values()), float(member.get("weight", 1.0))))
+        try:
+            settings = Settings.of(
+                node["method"],
+                len(inputs),
+                params=node["params"],
+                space=node["space"],
+                rank=node["rank"],
+                energy=node.get("energy"),
+                seed=node["seed"],
+            )
+            settings.check_weights([each.weight for each in inputs])
+        except InputError as error:
+            raise InputError(f"the merge at {path or 'the root'}: {error.message}", fix=error.fix) from None
+        digest = digest_of_json(
+            {
+                "merge": [
+                    [each.weight, [[part.digest, weight] for part, weight in each.parts]] for each in inputs
+                ],
+                "method": settings.method.name,
+                "params": dict(settings.params),
+                "space": settings.space,
+                "rank": settings.rank,
+                "energy": settings.energy,
+                "seed": settings.seed if settings.method.random else 0,
+            }
+        )
+        known = self.known.get(digest, {})
+        return MergedSlot(
+            digest=digest,
+            settings=settings,
+            inputs=tuple(inputs),
+            sizes=_merged_sizes(inputs, settings, path),
+            versions=tuple(self._versions(node)),
+            path=path,
+            truncation=known.get("truncation"),
+            notes=tuple(known.get("notes", ())),
+        )
+
+    def _sum(
+        self,
+        node: Mapping[str, Any],
+        weight: float,
+        parts: dict[str, tuple[Slot | MergedSlot, float]],
+        path: str,
+    ) -> None:
+        """Add what `node` stands for to the sum that one input of a merge is."""
+        weight *= float(node.get("weight", 1.0))
+        if "stack" in node:
+            for step, member in children(node):
+                self._sum(member, weight, parts, _below(path, step))
+            return
+        if "route" in node:
+            raise InputError(
+                f"a merge makes one adapter for all requests, and {path} is a route, which chooses for each",
+                fix="put the merge into the route",
+            )
+        slot = self._version(node) if "use" in node else self._merged(node, path)
+        parts[slot.digest] = (slot, parts.get(slot.digest, (slot, 0.0))[1] + weight)
+
+    def _versions(self, node: Mapping[str, Any]) -> Iterator[Version]:
+        """What is used below a node, in the order of the recipe."""
+        if "use" in node:
+            yield self._version(node).version
+        for _, child in children(node):
+            yield from self._versions(child)
 
     def warnings(self) -> list[str]:
         found = []
@@ -201,17 +373,43 @@ class _Layout:
             if not leaf.conditions:
                 totals[leaf.slot] = totals.get(leaf.slot, 0.0) + 1
             if leaf.weight == 0.0:
-                found.append(
-                    f"{self.slots[leaf.slot].version.ref} has weight 0 and adds nothing ({leaf.path})"
-                )
+                found.append(f"{self.slots[leaf.slot].ref} has weight 0 and adds nothing ({leaf.path})")
         for number, count in totals.items():
             if count > 1:
-                ref = self.slots[number].version.ref
+                ref = self.slots[number].ref
                 found.append(f"{ref} stands {count:g} times in a stack: its delta is added each time")
         for slot in self.slots:
-            if slot.version.state != "active":
-                found.append(f"{slot.version.ref} was {slot.version.state}")
+            if isinstance(slot, MergedSlot):
+                found += [f"{slot.ref}: {note}" for note in slot.notes]
+        for version in {version.ref: version for slot in self.slots for version in slot.versions}.values():
+            if version.state != "active":
+                found.append(f"{version.ref} was {version.state}")
         return found
+
+
+def _merged_sizes(inputs: Sequence[MergeInput], settings: Settings, path: str) -> dict[str, Size]:
+    """The most that a merge can come to in each module; InputError where its inputs do not fit together."""
+    held: dict[str, list[tuple[Size, str]]] = {}
+    for each in inputs:
+        for slot, _ in each.parts:
+            for module, size in slot.sizes.items():
+                held.setdefault(module, []).append((size, slot.ref))
+    found = {}
+    for module in sorted(held):
+        (first, owner), *others = held[module]
+        for size, ref in others:
+            if size[1:] != first[1:]:
+                raise InputError(
+                    f"the deltas of {module} must have one shape in the merge at {path or 'the root'}: "
+                    f"{owner} maps {first.inputs} to {first.outputs}, {ref} {size.inputs} to {size.outputs}"
+                )
+        rank = min(first.inputs, first.outputs)
+        if settings.space == "core" or settings.method.basis != "bound":
+            rank = min(rank, sum(size.rank for size, _ in held[module]))
+        if settings.rank is not None:
+            rank = min(rank, settings.rank)
+        found[module] = first._replace(rank=rank)
+    return found
 
 
 def _below(path: str, step: str) -> str:

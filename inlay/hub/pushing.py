@@ -59,7 +59,7 @@ def push(
     """Send what `ref` means to the hub's repository `repo` (owner/name), made where it is missing.
 
     A version goes as it is: its verified files, byte for byte. A variant is exported first (`inlay.export`),
-    so a route or a merge is refused by name. Beside it go a model card (README.md; a version's own becomes
+    so a route is refused by name. Beside it go a model card (README.md; a version's own becomes
     ORIGINAL_CARD.md) and inlay.json. `private` applies to a repository that is made by this call. A push
     that was cut goes on: what the hub has is not sent again. Raises ReferenceNotFound, InputError (yanked,
     no right, not logged in), IntegrityError, StoreBusy (network, somebody else's commit at the same time).

@@ -177,11 +177,11 @@ def test_an_export_can_be_registered_again(filled: Registry, base: Base, tmp_pat
 
 
 def test_what_has_no_such_form_is_refused(filled: Registry, base: Base, tmp_path: Path) -> None:
-    filled.lock("merged", {"merge": ["plain@v1", "rooted@v1"], "method": "ties"})
+    filled.lock("mixed", {"merge": ["plain@v1", {"route": {"by": "arrow", "experts": ["rooted@v1"]}}]})
     filled.lock("nothing", {"stack": [{"use": "plain@v1", "weight": 0}]})
     lock(filled, "routed", {"route": {"by": "probe", "experts": ["plain@v1", "rooted@v1"]}}, base=base)
     for ref, reason in (
-        ("merged@v1", "is a merge"),
+        ("mixed@v1", "a merge makes one adapter for all requests, and merge.1 is a route"),
         ("nothing@v1", "adds nothing to its base"),
         ("routed@v1", "routes at the root: it chooses an adapter for each request"),
     ):

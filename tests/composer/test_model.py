@@ -141,12 +141,6 @@ def test_forgetting_is_measured_once_and_kept(filled: Registry, base: Base) -> N
     assert filled.reports(filled.resolve("queue@v1").digest, "forgetting")[0]["verdict"] == again.verdict
 
 
-def test_merge_is_refused_by_name_before_anything_is_loaded(filled: Registry) -> None:
-    made = filled.lock("merged", {"merge": ["queue@v1", "slip@v1"], "method": "ties"})
-    with pytest.raises(InputError, match="composes by stack and route"):
-        make_plan(filled, made)
-
-
 def test_expert_without_examples_is_refused(filled: Registry, base: Base, tmp_path: Path) -> None:
     filled.add("silent", write_lora(tmp_path / "silent", base, seed=9), base=base.fingerprint)
     with pytest.raises(InputError, match=r"examples of what silent@v1 is for"):

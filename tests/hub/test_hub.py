@@ -131,7 +131,8 @@ def test_a_variant_leaves_as_one_adapter(
     for seed, name in enumerate(("domain", "style"), 1):
         store.add(name, make_adapter(tmp_path / name, seed, more={"LICENSE": b"MIT License\n"}), base=small)
     store.lock("acme", {"stack": ["domain@v1", {"use": "style@v1", "weight": 0.5}]}, why="for acme")
-    store.lock("merged", {"merge": ["domain@v1", "style@v1"], "method": "ties"})
+    store.lock("merged", {"merge": ["domain@v1", "style@v1"], "method": "ties", "rank": 2})
+    store.lock("routed", {"route": {"by": "arrow", "experts": ["domain@v1", "style@v1"]}})
     done(verbs("push", "acme@v1", "acme/model", "--store", store.path, "--json"))
     done(verbs("pull", "acme/model", "flat", "--base", small, "--store", there.path, "--json"))
     flat = there.resolve("flat@v1")
@@ -151,8 +152,10 @@ def test_a_variant_leaves_as_one_adapter(
 
     claim = json.loads(hub.head("acme/model")["inlay.json"])
     assert [(m["ref"], m["weight"]) for m in claim["members"]] == [("domain@v1", 1.0), ("style@v1", 0.5)]
-    refused(verbs("push", "merged@v1", "acme/merged", "--store", store.path), 2, "merge")
-    assert "acme/merged" not in hub.repos, "refused before anything was made"
+    refused(verbs("push", "routed@v1", "acme/routed", "--store", store.path), 2, "routes at the root")
+    assert "acme/routed" not in hub.repos, "refused before anything was made"
+    done(verbs("push", "merged@v1", "acme/merged", "--store", store.path, "--json"))
+    assert json.loads(hub.head("acme/merged")["adapter_config.json"])["r"] == 2
 
 
 # Cut off
