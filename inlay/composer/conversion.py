@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inlay.composer.factors.reading import CONFIG, WEIGHTS, refusal, shapes_of, sizes_of
+from inlay.composer.factors.reading import CONFIG, WEIGHTS, config_of, refusal, shapes_of, sizes_of
 from inlay.errors import InputError
 from inlay.registry.canonical import digest_of
 from inlay.registry.kinds import CONVERSION, KINDS, classify
@@ -63,7 +63,7 @@ def convert(folder: str | Path, initial: str | Path, out: str | Path) -> Convert
     start = _start(trained_config, str(folder))
     _refuse_other(trained_config, initial_config, str(initial))
     plain = {**trained_config, "init_lora_weights": True}
-    shapes, initial_shapes = shapes_of(trained_bytes), shapes_of(initial_bytes)
+    shapes, initial_shapes = shapes_of(trained_bytes, str(folder)), shapes_of(initial_bytes, str(initial))
     sizes_of(plain, shapes, str(folder))
     if shapes != initial_shapes:
         differing = sorted(
@@ -107,11 +107,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise InputError(f"an adapter needs {file}, and {str(folder)!r} has none", fix="check the path")
-    try:
-        config, weights = json.loads((folder / CONFIG).read_bytes()), (folder / WEIGHTS).read_bytes()
-        shapes_of(weights)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{str(folder)!r} is no readable adapter: {error}") from None
+    name, weights = str(folder), (folder / WEIGHTS).read_bytes()
+    config = config_of((folder / CONFIG).read_bytes(), name)
     return config, weights
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from peft_cases import CASES, Case, make_model, save_base
 from safetensors.torch import load_file, save_file
 
@@ -54,6 +55,13 @@ READ: dict[str, Case] = {
         "LoraConfig", "lora", EXACT, 2, {"r": 2, "layers_to_transform": [0], "layers_pattern": "layers"}, _ALL
     ),
     "lora gaussian": Case("LoraConfig", "lora", EXACT, 2, {"r": 2, "init_lora_weights": "gaussian"}),
+    "lora eva": Case(
+        "LoraConfig",
+        "lora",
+        EXACT,
+        2,
+        {"r": 2, "init_lora_weights": "eva", "eva_config": lambda peft: peft.EvaConfig()},
+    ),
     "loha by alpha_pattern": Case(
         "LoHaConfig", "loha", EXACT, 2, {"r": 2, "alpha": 5, "alpha_pattern": {"v_proj": 3}}, _ALL
     ),
@@ -152,7 +160,7 @@ def test_base_plus_delta_is_pefts_forward(name: str, seen: Any) -> None:
     assert (bare - made.logits).abs().max() > 1e-3, "the adapter must change something to prove anything"
 
 
-@pytest.mark.parametrize("name", [n for n in READ if "embeddings" not in n])
+@pytest.mark.parametrize("name", READ)
 def test_the_bank_is_pefts_forward(name: str, seen: Any) -> None:
     made = seen(name)
     model = make_model(made.case.base).eval()
@@ -180,6 +188,23 @@ def test_sizes_are_known_without_a_tensor(name: str, seen: Any) -> None:
     }
 
 
+@pytest.mark.parametrize("name", READ)
+def test_exported_and_read_back_it_is_the_same_and_peft_agrees(name: str, seen: Any, tmp_path: Path) -> None:
+    import inlay
+
+    made = seen(name)
+    adapter = read_adapter(made.folder, base=made.base)
+    inlay.export(adapter, tmp_path / "out")
+    back = read_adapter(tmp_path / "out", base=made.base)
+    assert back.embeddings == adapter.embeddings
+    for module in adapter.factors:
+        assert torch.allclose(back.delta(module), adapter.delta(module), rtol=1e-6, atol=1e-7)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(make_model(made.case.base), tmp_path / "out").eval()
+        assert (model(input_ids=made.ids).logits - made.logits).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize(
     ("name", "ranks"),
     [
@@ -202,6 +227,59 @@ def test_the_rank_is_the_one_the_structure_has(name: str, ranks: Mapping[str, in
             assert numeric <= rank
             if not name.startswith("vera"):
                 assert numeric == min(rank, *adapter.delta(module).shape)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_pruned_adalora_keeps_the_scale_it_started_with(empty: bool, tmp_path: Path) -> None:
+    """Masks as training leaves them: what is pruned has no singular value and is not saved."""
+    base = save_base("llama", tmp_path / "base")
+    ids = torch.randint(1, 32, (3, 9), generator=torch.Generator().manual_seed(5))
+    masks = {
+        "model.layers.0.self_attn.q_proj": [True, False, True, False],
+        "model.layers.0.self_attn.v_proj": [False, False, False, not empty],
+        "model.layers.1.self_attn.q_proj": [True, True, True, True],
+        "model.layers.1.self_attn.v_proj": [False, True, True, True],
+    }
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        model = CASES["adalora"].build(make_model("llama")).eval()
+        randomise(model, seed=7)
+        for module, mask in masks.items():
+            model.base_model.model.get_submodule(module).lora_E["default"][~torch.tensor(mask)] = 0.0
+        model.peft_config["default"].rank_pattern = {f"{m}.lora_E": mask for m, mask in masks.items()}
+        expected = model(input_ids=ids).logits.clone()
+        model.save_pretrained(tmp_path / "adapter")
+    adapter = read_adapter(tmp_path / "adapter", base=base)
+    assert adapter.ranks == {module: sum(mask) for module, mask in masks.items() if any(mask)}
+    plain = make_model("llama").eval()
+    with_deltas(plain, adapter)
+    with torch.inference_mode():
+        assert (plain(input_ids=ids).logits - expected).abs().max() < 1e-5
+
+
+def test_what_lora_fa_trained_is_read_like_any_lora(tmp_path: Path) -> None:
+    """LoRA-FA (arXiv:2308.03303) is an optimiser: A stays as it was drawn."""
+    from peft.optimizers import create_lorafa_optimizer
+
+    base = save_base("llama", tmp_path / "base")
+    ids = torch.randint(1, 32, (3, 9), generator=torch.Generator().manual_seed(5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = CASES["lora"].build(make_model("llama"))
+        optimiser = create_lorafa_optimizer(model=model, r=2, lora_alpha=8, lr=0.05)
+        for _ in range(3):
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        model.eval().save_pretrained(tmp_path / "adapter")
+        with torch.inference_mode():
+            expected = model(input_ids=ids).logits.clone()
+    plain = make_model("llama").eval()
+    with torch.inference_mode():
+        assert (plain(input_ids=ids).logits - expected).abs().max() > 1e-3
+    with_deltas(plain, read_adapter(tmp_path / "adapter", base=base))
+    with torch.inference_mode():
+        assert (plain(input_ids=ids).logits - expected).abs().max() < 1e-5
 
 
 def test_half_precision_is_scaled_in_float32(seen: Any, tmp_path: Path) -> None:
@@ -290,3 +368,62 @@ def test_each_missing_and_each_misshapen_tensor_is_refused(name: str, seen: Any,
             save_file({**tensors, key: longer}, tmp_path / "adapter_model.safetensors")
             with pytest.raises(InputError, match=r"must|do not fit"):
                 read_adapter(tmp_path, base=made.base)
+
+
+ODD = (
+    None,
+    [],
+    {},
+    {"q_proj": None},
+    {"(": 2},
+    "x",
+    -1,
+    0,
+    1.5,
+    True,
+    [None],
+    10**400,
+    float("nan"),
+    float("inf"),
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["lora", "adalora", "loha", "lokr", "delora", "miss", "gralora", "vera", "vblora"]
+)
+def test_whatever_a_configuration_says_it_is_read_or_refused_in_a_sentence(
+    name: str, seen: Any, tmp_path: Path
+) -> None:
+    import json
+
+    made = seen(name)
+    weights = "adapter_model.safetensors"
+    (tmp_path / weights).write_bytes((made.folder / weights).read_bytes())
+    config = json.loads((made.folder / "adapter_config.json").read_text())
+    for odd in ([], 3, "x", None):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(odd))
+        with pytest.raises(InputError, match="is no readable adapter"):
+            read_adapter(tmp_path, base=made.base)
+    fields = {*config, "r", "rank_pattern", "alpha_pattern", "lora_alpha", "alpha", "init_weights", "bias"}
+    for field in sorted(fields):
+        for odd in ODD:
+            (tmp_path / "adapter_config.json").write_text(json.dumps({**config, field: odd}))
+            try:
+                adapter = read_adapter(tmp_path, base=made.base)
+            except InputError as refused:
+                assert len(str(refused)) < 600
+            else:
+                assert all(torch.isfinite(b @ a).all() for a, b in adapter.factors.values()), (field, odd)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x00" * 7, b"\xff" * 64, b"\x02" + b"\x00" * 7 + b"[]", b"\x10" + b"\x00" * 7 + b"{"]
+)
+def test_bytes_that_are_no_safetensors_are_refused_in_a_sentence(
+    data: bytes, seen: Any, tmp_path: Path
+) -> None:
+    made = seen("lora")
+    (tmp_path / "adapter_config.json").write_bytes((made.folder / "adapter_config.json").read_bytes())
+    (tmp_path / "adapter_model.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match="is no readable adapter"):
+        read_adapter(tmp_path)

@@ -70,10 +70,7 @@ def read_adapter(
         name, weight = source.ref, recorded_weights(source, store)
         config_bytes = store.read_file(source, CONFIG)
         weights = store.read_file(source, WEIGHTS)
-    try:
-        config, shapes = json.loads(config_bytes), shapes_of(weights)
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise InputError(f"{name} is no readable adapter: {error}") from None
+    config, shapes = config_of(config_bytes, name), shapes_of(weights, name)
     reason = refusal(config)
     if reason:
         raise _composed_by_nobody(name, reason)
@@ -96,9 +93,10 @@ def read_adapter(
 
 def refusal(config: Mapping[str, Any]) -> str | None:
     """Why an adapter with this configuration has no exact factors, or None if it has."""
-    kind = str(config.get("peft_type", "")).upper()
+    kind = str(config.get("peft_type") or "")[:40]
     if kind not in READERS:
         return f"its kind is {kind or 'not stated'}, which has no factors that can be composed"
+    classified = classify(config)  # InputError for a field of the wrong type
     if config.get("use_dora"):
         return "it is a DoRA, whose magnitudes are no low-rank delta"
     if config.get("lora_bias"):
@@ -109,7 +107,6 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         return f"it replaces whole modules ({', '.join(config['modules_to_save'])})"
     if config.get("trainable_token_indices"):
         return "it changes token embeddings (trainable_token_indices)"
-    classified = classify(config)
     if classified.exactness == CONVERSION:
         initial = config.get("init_lora_weights")
         return (
@@ -136,7 +133,7 @@ def sizes_of(
     reason = refusal(config)
     if reason:
         raise _composed_by_nobody(name, reason)
-    read = READERS[str(config["peft_type"]).upper()]
+    read = READERS[config["peft_type"]]
     sizes = {held.module: read.size(held) for held in _held(config, shapes, {}, name, weight)}
     return {module: size for module, size in sizes.items() if size.rank}
 
@@ -154,7 +151,7 @@ def factors_of(
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     sizes = sizes_of(config, shapes, name, weight=weight)
-    read = READERS[str(config["peft_type"]).upper()]
+    read = READERS[config["peft_type"]]
     return {
         held.module: read.factors(held)
         for held in _held(config, shapes, tensors, name, weight)
@@ -162,11 +159,25 @@ def factors_of(
     }
 
 
-def shapes_of(weights: bytes) -> dict[str, Shape]:
-    """The name and shape of every tensor in the bytes of a safetensors file."""
-    (length,) = struct.unpack("<Q", weights[:8])
-    header = json.loads(weights[8 : 8 + length])
-    return {key: tuple(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
+def config_of(data: bytes, name: str) -> dict[str, Any]:
+    """The object in the bytes of an adapter_config.json; InputError where there is none."""
+    try:
+        config = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} is no readable adapter: {CONFIG} {str(error)[:120]}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{name} is no readable adapter: {CONFIG} must hold an object")
+    return config
+
+
+def shapes_of(weights: bytes, name: str = "it") -> dict[str, Shape]:
+    """The name and shape of every tensor in the bytes of a safetensors file; InputError where it is none."""
+    try:
+        (length,) = struct.unpack("<Q", weights[:8])
+        header = json.loads(weights[8 : 8 + length])
+        return {key: tuple(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        raise InputError(f"{name} is no readable adapter: {WEIGHTS} {str(error)[:120]}") from None
 
 
 def recorded_weights(version: Version, store: Registry) -> Weights:
@@ -205,7 +216,7 @@ def _held(
             shared[part] = key
     if not modules:
         raise InputError(f"{name} holds no factors", fix="save the trained adapter with PEFT again")
-    read = PeftConfig(config, KINDS[str(config["peft_type"]).upper()].defaults)
+    read = PeftConfig(config, KINDS[config["peft_type"]].defaults)
     shared_shapes = {part: shapes[key] for part, key in shared.items()}
     shared_tensors = {part: tensors[key] for part, key in shared.items()} if tensors else {}
     return [
@@ -225,7 +236,7 @@ def _held(
 
 def _split(key: str, config: Mapping[str, Any]) -> tuple[str, str | None]:
     """(module, part); ("", part) for what all modules share; (key, None) for what is none of the kind's."""
-    marks = KINDS[str(config["peft_type"]).upper()].marks
+    marks = KINDS[config["peft_type"]].marks
     if not key.startswith(_MODULE):
         rest = key.removeprefix(_SHARED)
         return ("", rest) if rest != key and rest.startswith(marks) else (key, None)
