@@ -15,13 +15,17 @@ from typing import Any
 
 import pytest
 import torch
+from composer_fakes import dense_sum_logits, some_ids
 from peft import PeftModel
 from peft_cases import CASES, Case, make_model, save_base
 from safetensors.torch import load_file, save_file
 
+from inlay import Registry
+from inlay.composer import compose
 from inlay.composer.bank import Bank
 from inlay.composer.factors import Adapter, read_adapter, shapes_of, sizes_of
 from inlay.errors import InputError
+from inlay.evals.inference import Base
 from inlay.registry.kinds import EXACT
 
 _EMBED = ("embed_tokens", "q_proj")
@@ -33,6 +37,10 @@ READ: dict[str, Case] = {
     "rslora on embeddings": Case("LoraConfig", "rslora", EXACT, 3, {"r": 3, "use_rslora": True}, _EMBED),
     "lora on gpt2's embeddings": Case("LoraConfig", "lora", EXACT, 2, {"r": 2}, ("wte", "c_attn"), "gpt2"),
     "lora on the head": CASES["lora on the head"],
+    "lora on a tied head": CASES["lora on conv1d and a head"],
+    "lora on both ends of tied weights": Case(
+        "LoraConfig", "lora", EXACT, 2, {"r": 2}, ("wte", "lm_head"), "gpt2"
+    ),
     "lora by alpha_pattern": Case(
         "LoraConfig",
         "lora",
@@ -368,6 +376,55 @@ def test_each_missing_and_each_misshapen_tensor_is_refused(name: str, seen: Any,
             save_file({**tensors, key: longer}, tmp_path / "adapter_model.safetensors")
             with pytest.raises(InputError, match=r"must|do not fit"):
                 read_adapter(tmp_path, base=made.base)
+
+
+def test_kinds_stacked_out_of_a_registry_are_the_sum_of_pefts_deltas(
+    base: Base, store: Registry, tmp_path: Path
+) -> None:
+    """PEFT cannot mix kinds; its layers' answers to the unit vectors, added up in float64, are the oracle."""
+    import peft
+
+    configs: dict[str, tuple[float, Any]] = {
+        "loha": (1.0, peft.LoHaConfig(r=3, alpha=5, target_modules=["q_proj", "down_proj"])),
+        "lokr": (0.5, peft.LoKrConfig(r=2, alpha=3, target_modules=["v_proj", "up_proj"])),
+        "miss": (-0.5, peft.MissConfig(r=5, target_modules=["q_proj", "up_proj"])),
+        "vera": (0.7, peft.VeraConfig(r=16, target_modules=["v_proj", "down_proj"])),
+        "gralora": (-1.5, peft.GraloraConfig(r=4, target_modules=["o_proj"])),
+        "delora": (0.3, peft.DeloraConfig(r=4, target_modules=["gate_proj", "v_proj"])),
+    }
+    parts = []
+    for seed, (name, (weight, config)) in enumerate(configs.items()):
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            model = peft.get_peft_model(base.model, config)
+            randomise(model, seed)
+            for key, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(0.05 if name == "gralora" or "miss" in key else 0.3)
+            model.eval().save_pretrained(tmp_path / name)
+            deltas = {}
+            for module, layer in model.base_model.model.named_modules():
+                if hasattr(layer, "base_layer"):
+                    units = torch.eye(layer.base_layer.in_features)[None]
+                    deltas[module] = (layer(units).double() - layer.base_layer(units).double())[0].T.float()
+            model.unload()
+        parts.append((weight, deltas))
+        store.add(name, tmp_path / name, base=base.fingerprint)
+        assert store.resolve(f"{name}@v1").exactness == "exact"  # type: ignore[union-attr]
+    recipe = {"stack": [{"use": f"{name}@v1", "weight": weight} for name, (weight, _) in configs.items()]}
+    ids = some_ids(base)
+    with torch.inference_mode():
+        bare = base.model(input_ids=ids).logits.clone()
+    expected = dense_sum_logits(base, parts, ids)
+    composed = compose({"compose": recipe}, store=store, base=base)
+    try:
+        with torch.inference_mode():
+            found = composed.model(input_ids=ids).logits.clone()
+    finally:
+        composed.detach()
+    scale = float(expected.abs().max())
+    assert (found - expected).abs().max() < 1e-5 * max(1.0, scale)
+    assert (bare - expected).abs().max() > 1e-2
 
 
 ODD = (
