@@ -115,6 +115,14 @@ class BankLayer(nn.Module):
         return nn.functional.linear(x, weight if not self._transposed else weight.T, self.bias)
 
     @property
+    def plain(self) -> bool:
+        """Is the layer nothing but its weight and bias? A quantised one, or one that does something of its
+        own, is not."""
+        from transformers.pytorch_utils import Conv1D
+
+        return type(self.inner) in (nn.Linear, Conv1D, nn.Embedding) and self.weight.dtype == self.down.dtype
+
+    @property
     def _transposed(self) -> bool:
         return self.lookup or not isinstance(self.inner, nn.Linear)
 
@@ -264,15 +272,16 @@ class Bank:
         changes. The base's own tensors stay where they are. Sums are rounded to the weights' dtype, so in
         half precision the numbers differ from the unfolded ones by its rounding.
 
-        InputError for a gate that is closed or has rows, and for quantised layers.
+        InputError for a gate that is closed or has rows, and for layers that are not `plain`.
         """
         state = self.gate.state
         if state.rows is None or not state.constant:
             raise InputError("only a gate that is open and the same for all rows can be folded")
         for module, layer in self.layers.items():
-            if not layer.weight.is_floating_point():
+            if not layer.plain:
                 raise InputError(
-                    f"{module} must hold floating point weights to be folded, and holds {layer.weight.dtype}"
+                    f"{module} must be a plain layer in {layer.down.dtype} to be folded, and is a "
+                    f"{type(layer.inner).__name__} in {layer.weight.dtype}"
                 )
         self.unfold()
         try:

@@ -64,7 +64,8 @@ class Gate:
 
     Values are None (nothing loaded speaks: the bare base), a tensor (slots,) for the whole batch, or
     (rows, slots) for each row of it. Slots beyond the last one given get nothing. `loaded` is the bank's own
-    list of what is in its slots, None where one is free; `path` forces one path, for tests and measurements.
+    list of what is in its slots, None where one is free; `path` forces one path wherever it exists, for tests
+    and measurements.
     """
 
     def __init__(self, loaded: Sequence[object | None]) -> None:
@@ -242,4 +243,6 @@ class Gate:
         return torch.tensor(gate).to(site.device, site.dtype)
 
     def _choose(self, site: Site, shape: Shape) -> str:
-        return self.path or choose(shape, Costs.on(site.device.type))
+        if self.path and (self.path != "gathered" or shape.gathered):
+            return self.path
+        return choose(shape, Costs.on(site.device.type))

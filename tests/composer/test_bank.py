@@ -402,6 +402,50 @@ def test_half_precision_with_the_cache_stays_near_float32(
     assert torch.equal(found[dtype, False][2], found[dtype, True][2])
 
 
+def test_gpt2_with_conv1d_and_a_tied_embedding() -> None:
+    """An adapter on the embedding changes what is looked up and not the output layer that shares the weight,
+    as in PEFT; the oracle is a model whose output layer has a copy."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40, n_positions=32)
+    model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    assert model.lm_head.weight is model.transformer.wte.weight
+    shapes = {"transformer.wte": (40, 16), "transformer.h.0.attn.c_attn": (16, 48), "lm_head": (16, 40)}
+    adapters = [
+        Adapter(
+            name,
+            {
+                m: (torch.randn(2, shapes[m][0]) * 0.3, torch.randn(shapes[m][1], 2) * 0.3)
+                for m in shapes
+                if m != left_out
+            },
+        )
+        for name, left_out in (("one", "lm_head"), ("two", "transformer.wte"))
+    ]
+    gates = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.5, -1.0]])
+    ids = torch.randint(0, 40, (3, 6))
+    expected = []
+    for row, gate in zip(ids, gates, strict=True):
+        oracle = copy.deepcopy(model)
+        oracle.lm_head.weight = torch.nn.Parameter(oracle.lm_head.weight.clone(), requires_grad=False)
+        for weight, adapter in zip(gate, adapters, strict=True):
+            for m in adapter.factors:
+                delta = weight * adapter.delta(m)
+                oracle.get_submodule(m).weight.data += delta if m == "lm_head" else delta.T
+        expected.append(oracle(input_ids=row[None]).logits[0])
+    bank = Bank(model)
+    bank.attach(adapters)
+    with torch.inference_mode():
+        bank.gate.set(gates)
+        assert (model(input_ids=ids).logits - torch.stack(expected)).abs().max() < 1e-5
+        bank.gate.set(gates[2])
+        bank.fold()
+        assert (model(input_ids=ids[2:]).logits[0] - expected[2]).abs().max() < 1e-5
+    bank.detach()
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
 def test_thousand_swaps_need_no_more_memory() -> None:
     model = two_layers()
     bank = Bank(model)
@@ -444,3 +488,20 @@ def test_bank_equals_the_dense_sum_on_cuda() -> None:
         w * a.delta("0").cuda() for w, a in zip([1.0, -0.5, 2.0], adapters, strict=True)
     )
     assert torch.allclose(model(x), x @ dense.T + inner.bias, atol=1e-3)
+
+
+@pytest.mark.cuda
+def test_mixed_batch_on_cuda_generates_what_each_row_does_alone(
+    base: Base, two_adapters: list[Adapter]
+) -> None:
+    there = Base(copy.deepcopy(base.model).cuda(), base.tokenizer, base.fingerprint)
+    bank = Bank(there.model)
+    bank.attach(two_adapters)
+    for decoding in ({}, {"num_beams": 3}):
+        with bank.gate.held_at(GATES.cuda()):
+            together = Chat(there).generate(PROMPTS, max_new_tokens=6, **decoding)
+        alone = []
+        for prompt, gate in zip(PROMPTS, GATES, strict=True):
+            with bank.gate.held_at(gate):
+                alone += Chat(there).generate([prompt], max_new_tokens=6, **decoding)
+        assert together == alone
