@@ -97,33 +97,30 @@ class ComposedModel:
         """
         chat = self.chat
         if weights is not None:
+            if len(weights) != len(prompts):
+                raise InputError(
+                    f"each prompt must have its weights, and there are {len(prompts)} and {len(weights)}",
+                    fix="write None where a prompt takes what the recipe says",
+                )
             order = batches_of(self.tokenizer, prompts, max_new_tokens, chat.batch_tokens)
-            rows = iter([self._weights_of(weights, len(prompts), batch) for batch in order])
+            rows = iter([self._weights_of([weights[i] for i in batch]) for batch in order])
             chat = Chat(
                 self.base, route=lambda ids: self._routed(ids, next(rows)), batch_tokens=chat.batch_tokens
             )
         return chat.generate(prompts, max_new_tokens=max_new_tokens, progress=progress, **decoding)
 
-    def _weights_of(
-        self, weights: Sequence[Mapping[str, float] | None], prompts: int, batch: Sequence[int]
-    ) -> list[list[float] | None]:
+    def _weights_of(self, weights: Sequence[Mapping[str, float] | None]) -> list[list[float] | None]:
         """The gate of each row of a batch, a value for each slot of the plan; None: as the recipe says."""
-        if len(weights) != prompts:
-            raise InputError(
-                f"each prompt must have its weights, and there are {prompts} and {len(weights)}",
-                fix="write None where a prompt takes what the recipe says",
-            )
         names = [slot.ref for slot in self.plan.slots]
-        rows: list[list[float] | None] = []
-        for given in (weights[i] for i in batch):
-            for name in given or {}:
-                if name not in names:
-                    raise InputError(
-                        f"weights must be for members of {self.target.ref}, and {name!r} is none",
-                        fix=f"its members: {', '.join(names)}",
-                    )
-            rows.append(None if given is None else [float(given.get(name, 0.0)) for name in names])
-        return rows
+        for name in (name for given in weights for name in given or {}):
+            if name not in names:
+                raise InputError(
+                    f"weights must be for members of {self.target.ref}, and {name!r} is none",
+                    fix=f"its members: {', '.join(names)}",
+                )
+        return [
+            None if given is None else [float(given.get(name, 0.0)) for name in names] for given in weights
+        ]
 
     def choices(self, prompts: Sequence[Prompt]) -> list[tuple[str, ...]]:
         """What each route of the plan chooses for each prompt: the expert's reference, or "base"."""
@@ -165,7 +162,7 @@ class ComposedModel:
         self._bank.unfold()
 
     def detach(self) -> None:
-        """Take every adapter off; `.model` is then the base, bit for bit."""
+        """Take every adapter off; `.model` is then the base, bit for bit. A swap puts adapters on again."""
         self._bank.detach()
         self._held = {}
 
@@ -173,6 +170,10 @@ class ComposedModel:
     def _routed(
         self, prompts: list[list[int]], given: Sequence[list[float] | None] | None = None
     ) -> Iterator[None]:
+        if self.plan.slots and not self._held:
+            raise InputError(
+                f"{self.target.ref} was detached and cannot answer", fix="compose it again, or swap to it"
+            )
         if given is None and not self.plan.routed:
             yield  # the gate stands as the recipe says
             return

@@ -211,3 +211,15 @@ def test_folded_answers_alike_and_a_swap_lets_go(
     stacked.detach()
     after = dict(base.model.named_parameters())
     assert all(after[name] is p and torch.equal(p, kept[name]) for name, p in weights.items())
+
+
+def test_detached_model_says_so_until_it_is_swapped_to(stacked: ComposedModel, base: Base) -> None:
+    answers = stacked.generate(PROMPTS, max_new_tokens=6)
+    bare = stacked.base_chat.generate(PROMPTS, max_new_tokens=6)
+    stacked.detach()
+    for weights in (None, [{"one@v1": 1.0}] * len(PROMPTS)):
+        with pytest.raises(InputError, match="acme@v1 was detached"):
+            stacked.generate(PROMPTS, max_new_tokens=6, weights=weights)
+    assert stacked.base_chat.generate(PROMPTS, max_new_tokens=6) == bare
+    stacked.swap("acme@v1")
+    assert stacked.generate(PROMPTS, max_new_tokens=6) == answers
