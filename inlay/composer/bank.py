@@ -138,6 +138,11 @@ class BankLayer(nn.Module):
             gate[start : start + rank] = rows[0, slot]
         self.folded = folded_weight(self.weight, self.down, self.up, gate, transposed=self._transposed)
 
+    def reserve(self, rank: int) -> None:
+        """Room for so many columns more, as one allocation."""
+        if sum(held for _, held in self.spans) + rank > len(self.down):
+            self._move_together(rank)
+
     def place(self, slot: int, rank: int) -> Span:
         """Columns for a slot: the first gap that holds them, else what lies there is moved together, into
         larger buffers where even that does not do. Nothing that speaks is changed before all is copied."""
@@ -219,13 +224,15 @@ class Bank:
         with torch.inference_mode(False), torch.no_grad():
             layers = self._layers_for(adapters)
             prepared = [
-                (adapter, {m: self._prepared(adapter, m, layers[m]) for m in adapter.factors})
+                {m: self._prepared(adapter, m, layers[m]) for m, rank in adapter.ranks.items() if rank}
                 for adapter in adapters
             ]
             free = [slot for slot, name in enumerate(self._names) if name is None]
             slots = (free + list(range(len(self._names), len(self._names) + len(adapters))))[: len(adapters)]
             try:
-                for slot, (_, factors) in zip(slots, prepared, strict=True):
+                for module, layer in layers.items():
+                    layer.reserve(sum(len(factors[module][0]) for factors in prepared if module in factors))
+                for slot, factors in zip(slots, prepared, strict=True):
                     for module, (down, up) in factors.items():
                         layer = layers[module]
                         start, rank = layer.place(slot, len(down))
@@ -335,7 +342,7 @@ class Bank:
         """A and B transposed, as the layer keeps them."""
         a, b = (f.detach().to(layer.down.device, layer.down.dtype) for f in adapter.factors[module])
         # One value that is not finite would reach the other rows of a batch: 0 * inf is not 0.
-        if not bool((a.abs().amax() + b.abs().amax()).isfinite()):
+        if not bool(torch.maximum(a.abs().amax(), b.abs().amax()).isfinite()):
             raise InputError(
                 f"{adapter.name}: the factors of {module} must be finite in {layer.down.dtype}, and are not"
             )

@@ -315,6 +315,15 @@ def test_failed_load_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch
         assert torch.equal(model(x), before)
 
 
+def test_buffers_are_as_large_as_what_is_loaded_at_once_and_then_grow_by_doubling() -> None:
+    bank = Bank(two_layers())
+    bank.attach([random_adapter(str(i), {"0": 3, "1": i}, i) for i in range(5)])
+    assert [len(layer.down) for layer in bank.layers.values()] == [15, 10]
+    assert bank.nbytes == 4 * (15 + 10) * (6 + 6)
+    bank.load(random_adapter("5", {"0": 1}, 5))
+    assert [len(layer.down) for layer in bank.layers.values()] == [30, 10]
+
+
 def test_value_too_large_for_half_precision_is_refused() -> None:
     adapter = random_adapter("loud", {"0": 1}, 1)
     adapter.factors["0"][0][0, 0] = 1e6
