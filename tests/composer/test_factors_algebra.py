@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inlay.composer.factors import factors_of, sizes_of
+from inlay.errors import InputError
 
 PREFIX = "base_model.model.m."
 sizes = st.integers(1, 9)
@@ -147,3 +149,34 @@ def test_delora(out: int, inputs: int, r: int, strength: float, seed: int) -> No
         norms = max(float(a.norm()), 1e-4) * max(float(b.norm()), 1e-4)
         oracle += float(p["delora_lambda"]) / r / norms * torch.outer(b, a * p["delora_w_norm"].double())
     check({"peft_type": "DELORA", "r": r}, p, oracle, r)
+
+
+def test_adalora_divides_by_a_little_more_than_the_rank_it_started_with() -> None:
+    p = drawn(1, lora_A=(1, 5), lora_B=(4, 1), lora_E=(1, 1))
+    tensors = {PREFIX + name: tensor for name, tensor in p.items()}
+    a, b = factors_of({"peft_type": "ADALORA", "init_r": 1, "lora_alpha": 3}, tensors, "a")["m"]
+    oracle = 3 / (1 + 1e-5) * (p["lora_B"].double() @ p["lora_E"].double() @ p["lora_A"].double())
+    assert torch.allclose(b.double() @ a.double(), oracle, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR", "DELORA", "GRALORA", "UNILORA"])
+def test_a_rank_that_contradicts_the_tensors_is_refused(kind: str) -> None:
+    left, right = (4, 2), (2, 6)
+    parts: dict[str, dict[str, tuple[int, ...]]] = {
+        "LOHA": {"hada_w1_a": left, "hada_w1_b": right, "hada_w2_a": left, "hada_w2_b": right},
+        "LOKR": {"lokr_w1": (2, 2), "lokr_w2_a": left, "lokr_w2_b": right},
+        "DELORA": {"delora_A": right, "delora_B": left, "delora_lambda": (1,), "delora_w_norm": (6,)},
+        "GRALORA": {"gralora_A": (2, 3, 2), "gralora_B": (2, 2, 2)},
+        "UNILORA": {
+            "unilora_indices_A": right,
+            "unilora_indices_B": left,
+            "unilora_scales_A": right,
+            "unilora_scales_B": left,
+        },
+    }
+    shapes = {PREFIX + name: shape for name, shape in parts[kind].items()}
+    shared = {"base_model.unilora_theta_d": (9,)} if kind == "UNILORA" else {}
+    config: dict[str, Any] = {"peft_type": kind, "save_indices": True}
+    assert sizes_of({**config, "r": 2}, {**shapes, **shared}, "a")["m"].rank
+    with pytest.raises(InputError, match="m must have the"):
+        sizes_of({**config, "r": 3}, {**shapes, **shared}, "a")
