@@ -34,9 +34,9 @@ def diff(
 ) -> Difference:
     """What differs from `a` to `b`: two versions (of one name or of two) or two locks.
 
-    `norms` adds the norms of the deltas, module by module, and needs torch. Of two stacks they are those of
-    the sums; of other locks, of each member that is pinned anew. What has no exact factors is named in
-    `notes`. Raises InputError for a version against a lock, ReferenceNotFound, IntegrityError.
+    `norms` adds the norms of the deltas, module by module, and needs torch. Of two stacks or merges they are
+    those of the sums; of other locks, of each member that is pinned anew. What has no exact factors is named
+    in `notes`. Raises InputError for a version against a lock, ReferenceNotFound, IntegrityError.
     """
     store = store if isinstance(store, Registry) else Registry.open(store)
     first, second = resolved(a, b, store)

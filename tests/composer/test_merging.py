@@ -380,6 +380,24 @@ def test_mergekit_has_no_method_that_is_neither_offered_nor_refused() -> None:
     assert len(BY_NAME) == len(METHODS) and not set(BY_NAME) & set(REFUSED)
 
 
+def test_ties_weighs_before_it_elects_and_peft_does_not() -> None:
+    """Where a small weight stands on the larger entries, PEFT elects the sign of what hardly counts."""
+    from peft.utils.merge_utils import ties
+
+    inputs, weights = adapters((4, 4), seed=20), [0.1, 1.0]
+    deltas = [dense(a) for a in inputs]
+    expected = torch.zeros_like(deltas[0])
+    for i, j in itertools.product(range(expected.shape[0]), range(expected.shape[1])):
+        entries = [w * float(d[i, j]) for w, d in zip(weights, deltas, strict=True)]
+        sign = 1.0 if sum(entries) >= 0 else -1.0
+        agree = [(e, w) for e, w in zip(entries, weights, strict=True) if e * sign > 0]
+        expected[i, j] = sum(e for e, _ in agree) / sum(w for _, w in agree)
+    made = inlay.merge(inputs, weights=weights, method="ties", space="dense")
+    assert close(dense(made), expected, 1e-6)
+    theirs = ties(deltas, torch.tensor(weights).double(), density=1.0)
+    assert float((theirs - expected).norm() / expected.norm()) > 0.1
+
+
 RANKS = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 
 

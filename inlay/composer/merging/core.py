@@ -48,7 +48,7 @@ def core_of(pairs: Sequence[Pair | None], basis: Basis) -> Core:
     """
     held = [pair for pair in pairs if pair is not None]
     ranks = [0 if pair is None else int(pair[0].shape[0]) for pair in pairs]
-    columns = torch.cat([b.double() for _, b in held], dim=1)
+    columns = torch.cat([b.T.double() for _, b in held]).T  # by columns in memory, as LAPACK wants them
     rows = torch.cat([a.double() for a, _ in held])
     if basis == "bound":
         lefts, left, values = _singular(columns)
