@@ -59,7 +59,7 @@ def merge(
 
 def merged(inputs: Sequence[Adapter], weights: Sequence[float], settings: Settings, name: str) -> Adapter:
     """`merge` with checked settings."""
-    _check_shapes(inputs)
+    _check_factors(inputs)
     factors: dict[str, Pair] = {}
     truncation: dict[str, float] = {}
     free: list[str] = []
@@ -127,7 +127,7 @@ def _by(
             ) from error
 
 
-def _check_shapes(inputs: Sequence[Adapter]) -> None:
+def _check_factors(inputs: Sequence[Adapter]) -> None:
     shapes: dict[str, tuple[tuple[int, int], str]] = {}
     for adapter in inputs:
         for module, (a, b) in adapter.factors.items():
@@ -136,6 +136,8 @@ def _check_shapes(inputs: Sequence[Adapter]) -> None:
                     f"{adapter.name}: the factors of {module} do not fit: A {tuple(a.shape)}, "
                     f"B {tuple(b.shape)}"
                 )
+            if not (bool(a.isfinite().all()) and bool(b.isfinite().all())):
+                raise InputError(f"{adapter.name}: the factors of {module} must be finite")
             shape = (int(b.shape[0]), int(a.shape[1]))
             known, other = shapes.setdefault(module, (shape, adapter.name))
             if known != shape:
