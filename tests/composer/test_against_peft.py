@@ -315,6 +315,9 @@ def test_another_base_of_the_same_shapes_is_refused(tmp_path: Path, base: Base, 
     version = store.add("a", folder, base=base.fingerprint)
     with pytest.raises(BaseMismatch, match="was made for the base"):
         compose(version, store=store, base=str(tmp_path / "wrong"))
+    with pytest.raises(BaseMismatch, match="was made for the base"):
+        read_adapter(version, store=store, base=tmp_path / "wrong")
+    assert read_adapter(version, store=store, base=base.fingerprint.path).factors
     try:
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "wrong"), folder)
     except (RuntimeError, ValueError):

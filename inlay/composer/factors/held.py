@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from inlay.composer.factors.adapter import Size
@@ -25,8 +25,9 @@ Weights = Callable[[str], Shape | None]
 @dataclass(frozen=True)
 class Held:
     """One adapted module. `shapes` and `shared_shapes` are of its own parts and of what all modules share;
-    `tensors` and `shared` are empty while only sizes are asked for. `weight` gives the shape of a module's
-    weight in the base (None if it has none), and is None where the base is not known.
+    `keys` says what each of both is called in the file, and `tensors` has them, or nothing while only sizes
+    are asked for. `weight` gives the shape of a module's weight in the base (None if it has none), and is
+    None where the base is not known.
     """
 
     adapter: str
@@ -35,8 +36,12 @@ class Held:
     shapes: Mapping[str, Shape]
     shared_shapes: Mapping[str, Shape] = field(default_factory=dict)
     weight: Weights | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    shared: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Held:
+        """The same with its tensors, out of all those of the file."""
+        return replace(self, tensors={part: tensors[key] for part, key in self.keys.items()})
 
     def shape(self, part: str, ndim: int = 2) -> Shape:
         """The shape of a part that must be there with `ndim` axes; InputError otherwise."""
@@ -60,7 +65,7 @@ class Held:
         return shape
 
     def get(self, part: str) -> torch.Tensor:
-        """A part in float32."""
+        """A part, or what is shared, in float32."""
         return self.tensors[part].float()
 
     def exactly(self, parts: Mapping[str, Shape]) -> None:

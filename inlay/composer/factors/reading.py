@@ -22,7 +22,7 @@ from inlay.composer.factors.miss import MISS
 from inlay.composer.factors.unilora import UNILORA
 from inlay.composer.factors.vblora import VBLORA
 from inlay.composer.factors.vera import VERA
-from inlay.errors import InputError
+from inlay.errors import BaseMismatch, InputError
 from inlay.registry.kinds import CONVERSION, EXACT, KINDS, classify
 from inlay.registry.peft_config import PeftConfig
 
@@ -49,8 +49,9 @@ def read_adapter(
     """Read a PEFT directory, or a version out of a registry, into factors.
 
     With `base`, every tensor is checked against the base's modules and shapes before one is loaded, as by
-    `inlay add` (InputError otherwise). MiSS and VeRA out of a directory need it: how far their factors reach
-    only the base says. Bytes of a version are verified by their digest (IntegrityError).
+    `inlay add` (InputError, or BaseMismatch for a version of another base). MiSS and VeRA out of a directory
+    need it: how far their factors reach only the base says. Bytes of a version are verified by their digest
+    (IntegrityError).
     """
     from inlay.registry.fingerprint import BaseFingerprint
 
@@ -70,13 +71,16 @@ def read_adapter(
         name, weight = source.ref, recorded_weights(source, store)
         config_bytes = store.read_file(source, CONFIG)
         weights = store.read_file(source, WEIGHTS)
+        if fingerprint is not None and fingerprint.weights != source.base.weights:
+            raise BaseMismatch(
+                f"{name} was made for the base {source.base.name} ({source.base.weights[:19]}…), "
+                f"and {fingerprint.name} has the weights {fingerprint.weights[:19]}…",
+                fix="name the right base",
+            )
     config, shapes = config_of(config_bytes, name), shapes_of(weights, name)
-    reason = refusal(config)
-    if reason:
-        raise _composed_by_nobody(name, reason)
     if fingerprint is not None:
         weight = _weights_of(fingerprint)
-    sizes = sizes_of(config, shapes, name, weight=weight)
+    places = _checked(config, shapes, name, weight)
     if fingerprint is not None:
         _check_against(shapes, config, fingerprint)
     from safetensors import SafetensorError
@@ -86,9 +90,8 @@ def read_adapter(
         tensors = load(weights)
     except SafetensorError as error:
         raise InputError(f"{name} is no readable adapter: {error}") from None
-    factors = factors_of(config, tensors, name, weight=weight)
-    embeddings = frozenset(module for module, size in sizes.items() if size.looked_up)
-    return Adapter(name, factors, embeddings=embeddings)
+    embeddings = frozenset(held.module for held, size in places if size.looked_up)
+    return Adapter(name, _computed(config, places, tensors), embeddings=embeddings)
 
 
 def refusal(config: Mapping[str, Any]) -> str | None:
@@ -130,12 +133,7 @@ def sizes_of(
     Raises InputError for a configuration without exact factors, and for tensors that do not fit it or each
     other. Modules that were pruned to rank 0 are left out.
     """
-    reason = refusal(config)
-    if reason:
-        raise _composed_by_nobody(name, reason)
-    read = READERS[config["peft_type"]]
-    sizes = {held.module: read.size(held) for held in _held(config, shapes, {}, name, weight)}
-    return {module: size for module, size in sizes.items() if size.rank}
+    return {held.module: size for held, size in _checked(config, shapes, name, weight)}
 
 
 def factors_of(
@@ -150,13 +148,7 @@ def factors_of(
     Raises InputError as `sizes_of` does, before anything is computed.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    sizes = sizes_of(config, shapes, name, weight=weight)
-    read = READERS[config["peft_type"]]
-    return {
-        held.module: read.factors(held)
-        for held in _held(config, shapes, tensors, name, weight)
-        if held.module in sizes
-    }
+    return _computed(config, _checked(config, shapes, name, weight), tensors)
 
 
 def config_of(data: bytes, name: str) -> dict[str, Any]:
@@ -192,12 +184,27 @@ def recorded_weights(version: Version, store: Registry) -> Weights:
     return weight
 
 
+def _checked(
+    config: Mapping[str, Any], shapes: Mapping[str, Shape], name: str, weight: Weights | None
+) -> list[tuple[Held, Size]]:
+    """Every module that has factors, and their size; InputError where something does not fit."""
+    reason = refusal(config)
+    if reason:
+        raise InputError(f"{name} cannot be composed: {reason}", fix="use it alone, through PEFT")
+    read = READERS[config["peft_type"]]
+    places = [(held, read.size(held)) for held in _held(config, shapes, name, weight)]
+    return [(held, size) for held, size in places if size.rank]
+
+
+def _computed(
+    config: Mapping[str, Any], places: list[tuple[Held, Size]], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, Pair]:
+    read = READERS[config["peft_type"]]
+    return {held.module: read.factors(held.with_tensors(tensors)) for held, _ in places}
+
+
 def _held(
-    config: Mapping[str, Any],
-    shapes: Mapping[str, Shape],
-    tensors: Mapping[str, torch.Tensor],
-    name: str,
-    weight: Weights | None,
+    config: Mapping[str, Any], shapes: Mapping[str, Shape], name: str, weight: Weights | None
 ) -> list[Held]:
     modules: dict[str, dict[str, str]] = {}
     shared: dict[str, str] = {}
@@ -218,7 +225,6 @@ def _held(
         raise InputError(f"{name} holds no factors", fix="save the trained adapter with PEFT again")
     read = PeftConfig(config, KINDS[config["peft_type"]].defaults)
     shared_shapes = {part: shapes[key] for part, key in shared.items()}
-    shared_tensors = {part: tensors[key] for part, key in shared.items()} if tensors else {}
     return [
         Held(
             adapter=name,
@@ -227,8 +233,7 @@ def _held(
             shapes={part: shapes[key] for part, key in keys.items()},
             shared_shapes=shared_shapes,
             weight=weight,
-            tensors={part: tensors[key] for part, key in keys.items()} if tensors else {},
-            shared=shared_tensors,
+            keys={**shared, **keys},
         )
         for module, keys in sorted(modules.items())
     ]
@@ -245,10 +250,6 @@ def _split(key: str, config: Mapping[str, Any]) -> tuple[str, str | None]:
         if pieces[i].startswith(marks):
             return ".".join(pieces[:i]), ".".join(pieces[i:])
     return key, None
-
-
-def _composed_by_nobody(name: str, reason: str) -> InputError:
-    return InputError(f"{name} cannot be composed: {reason}", fix="use it alone, through PEFT")
 
 
 def _recorded_base(version: Version, store: Registry) -> BaseFingerprint:

@@ -42,7 +42,7 @@ def factors(held: Held) -> Pair:
 
 
 def _drawn(held: Held, side: str) -> torch.Tensor:
-    theta, places = held.shared["unilora_theta_d"].float(), held.tensors[f"unilora_indices_{side}"].long()
+    theta, places = held.get("unilora_theta_d"), held.tensors[f"unilora_indices_{side}"].long()
     if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < theta.numel():
         raise InputError(
             f"{held.adapter}: the indices of {held.module} must be below {theta.numel()}, "

@@ -48,7 +48,7 @@ def factors(held: Held) -> Pair:
 def _mixed(held: Held, name: str) -> torch.Tensor:
     import torch
 
-    bank = held.shared["vblora_vector_bank"].float()
+    bank = held.get("vblora_vector_bank")
     if held.config.flag("save_only_topk_weights"):
         chosen = held.tensors[f"{name}_topk_indices"].long()
         if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < bank.shape[0]:

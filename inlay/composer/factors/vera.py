@@ -36,8 +36,8 @@ def size(held: Held) -> Size:
 
 def factors(held: Held) -> Pair:
     _, inputs, outputs, _ = size(held)
-    a = held.shared["vera_A"].float()[:, :inputs] * held.get("vera_lambda_d").unsqueeze(1)
-    return a, held.shared["vera_B"].float()[:outputs] * held.get("vera_lambda_b").unsqueeze(1)
+    a = held.get("vera_A")[:, :inputs] * held.get("vera_lambda_d").unsqueeze(1)
+    return a, held.get("vera_B")[:outputs] * held.get("vera_lambda_b").unsqueeze(1)
 
 
 VERA = Reader("VERA", size, factors)
