@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import click
@@ -9,7 +10,8 @@ import click
 from inlay.cli.console import base_options, common, emit, open_store, table, why_option
 
 if TYPE_CHECKING:
-    from inlay.composer.plan import MergedSlot, Plan
+    from inlay.composer import Plan
+    from inlay.composer.slots import MergedSlot
 
 
 @click.command("plan")
@@ -136,7 +138,7 @@ def generate_verb(
 
 
 def _plan_text(plan: Plan) -> str:
-    from inlay.composer.plan import MergedSlot
+    from inlay.composer.slots import MergedSlot
 
     lines = [f"{plan.ref} on {plan.base.name}   {plan.digest}"]
     cells = []
@@ -168,7 +170,7 @@ def _plan_text(plan: Plan) -> str:
 
 def _merge_text(slot: MergedSlot) -> str:
     settings = slot.settings
-    said = [f"{name} {value}" for name, value in settings.params.items()]
+    said = [f"{name} {json.dumps(value)}" for name, value in settings.params.items()]
     said += [f"seed {settings.seed}"] if settings.method.random else []
     said += [f"rank {settings.rank}"] if settings.rank is not None else []
     said += [f"energy {settings.energy:g}"] if settings.energy is not None else []

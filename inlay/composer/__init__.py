@@ -3,6 +3,7 @@
 factors/       every adapter as factors, delta = B @ A, one file a kind
 conversion.py  adapters whose start changed the base become plain ones
 plan.py        a lock laid out: slots, gates, costs; no torch
+slots.py       what a plan puts into the bank: a version's factors, or several merged into one
 bank.py        the one layer that runs composed adapters: slots, loaded and unloaded while the model stays
 gate.py        how much of each adapter a row gets, and what each layer prepares for it
 paths.py       ways through the bank to the same numbers
@@ -23,6 +24,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inlay.composer.conversion import add_converted, convert
     from inlay.composer.difference import diff
     from inlay.composer.factors import Adapter, read_adapter
     from inlay.composer.locking import lock
@@ -35,7 +37,9 @@ _HOMES = {
     "Adapter": "factors",
     "ComposedModel": "model",
     "Plan": "plan",
+    "add_converted": "conversion",
     "compose": "model",
+    "convert": "conversion",
     "diff": "difference",
     "evaluate": "measure",
     "forgetting": "measure",
@@ -49,7 +53,9 @@ __all__ = [
     "Adapter",
     "ComposedModel",
     "Plan",
+    "add_converted",
     "compose",
+    "convert",
     "diff",
     "evaluate",
     "forgetting",

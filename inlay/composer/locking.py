@@ -73,21 +73,16 @@ def _check_merges(recipe: Recipe) -> None:
 
     for path, node in _walk(recipe.compose):
         if isinstance(node, Merge):
-            try:
-                settings = Settings.of(
-                    node.method,
-                    len(node.members),
-                    params=node.params,
-                    space=node.space,
-                    rank=node.rank,
-                    energy=node.energy,
-                    seed=node.seed,
-                )
-                settings.check_weights([member.weight for member in node.members])
-            except InputError as error:
-                raise InputError(
-                    f"the merge at {path or 'the root'}: {error.message}", fix=error.fix
-                ) from None
+            Settings.at(
+                path,
+                [member.weight for member in node.members],
+                node.method,
+                params=node.params,
+                space=node.space,
+                rank=node.rank,
+                energy=node.energy,
+                seed=node.seed,
+            )
 
 
 def _merged(store: Registry, recipe: Recipe, routers: Mapping[str, str]) -> dict[str, Any] | None:
@@ -96,7 +91,8 @@ def _merged(store: Registry, recipe: Recipe, routers: Mapping[str, str]) -> dict
     if not any("merge" in node for _, node in walk_tree(pinned.tree)):
         return None
     from inlay.composer.merging.loading import adapter_of
-    from inlay.composer.plan import MergedSlot, make_plan
+    from inlay.composer.plan import make_plan
+    from inlay.composer.slots import MergedSlot
 
     found = {}
     for slot in make_plan(store, pinned).slots:

@@ -6,12 +6,13 @@ Pure data, no torch: a plan can be made and printed on a machine without a devic
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from inlay.composer.factors import Size, recorded_weights, shapes_of, sizes_of
+from inlay.composer.factors import recorded_weights, shapes_of, sizes_of
 from inlay.composer.merging.methods import Settings
+from inlay.composer.slots import MergedSlot, MergeInput, Slot, merged_sizes
 from inlay.errors import BaseMismatch, InputError, IntegrityError
 from inlay.registry import BaseRef, Lock, Registry, Version
 from inlay.registry.canonical import digest_of_json
@@ -20,107 +21,6 @@ from inlay.registry.recipes import BASE
 
 Condition = tuple[int, int]
 """(number of a route, number of its expert): the leaf speaks only where that route chose that expert."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One adapter in the bank: its version, what its factors measure in each module, its bytes as stored."""
-
-    version: Version
-    sizes: Mapping[str, Size]
-    nbytes: int
-
-    @property
-    def ref(self) -> str:
-        return self.version.ref
-
-    @property
-    def digest(self) -> str:
-        return self.version.digest
-
-    @property
-    def exactness(self) -> str:
-        return self.version.exactness
-
-    @property
-    def versions(self) -> tuple[Version, ...]:
-        return (self.version,)
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        return {module: size.rank for module, size in self.sizes.items()}
-
-
-@dataclass(frozen=True)
-class MergeInput:
-    """One input of a merge: the sum of `parts`, each with its weight; `weight` is what the method is told."""
-
-    parts: tuple[tuple[Slot | MergedSlot, float], ...]
-    weight: float
-
-    @property
-    def ref(self) -> str:
-        """As reports call it: `0.8 (a@v1 + -1 b@v2)`."""
-        named = [slot.ref if weight == 1.0 else f"{weight:g} {slot.ref}" for slot, weight in self.parts]
-        joined = named[0] if len(named) == 1 else f"({' + '.join(named)})"
-        return joined if self.weight == 1.0 else f"{self.weight:g} {joined}"
-
-
-@dataclass(frozen=True)
-class MergedSlot:
-    """An adapter in the bank that is made when it is loaded: several merged into one.
-
-    `sizes` has the most that each module can come to. `versions`: what is merged, in the order of the
-    recipe. `truncation`: what the cut cost in each module (relative Frobenius error), and `notes`, as found
-    when the lock was made; None where nobody has computed it yet.
-    """
-
-    digest: str
-    settings: Settings
-    inputs: tuple[MergeInput, ...]
-    sizes: Mapping[str, Size]
-    versions: tuple[Version, ...]
-    path: str
-    truncation: Mapping[str, float] | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def ref(self) -> str:
-        return f"{self.settings.method.name}({', '.join(part.ref for part in self.inputs)})"
-
-    @property
-    def exactness(self) -> str:
-        return f"merged: {self.settings.space} space"
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        return {module: size.rank for module, size in self.sizes.items()}
-
-    @property
-    def nbytes(self) -> int:
-        """Of the factors in float32, at most."""
-        return sum(4 * size.rank * (size.inputs + size.outputs) for size in self.sizes.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `inlay plan --json` prints it, beside what every slot has."""
-        settings = self.settings
-        return {
-            "path": self.path,
-            "method": settings.method.name,
-            "params": dict(settings.params),
-            "space": settings.space,
-            "rank": settings.rank,
-            "energy": settings.energy,
-            "seed": settings.seed,
-            "inputs": [
-                {
-                    "weight": each.weight,
-                    "parts": [{"ref": slot.ref, "weight": weight} for slot, weight in each.parts],
-                }
-                for each in self.inputs
-            ],
-            "truncation": None if self.truncation is None else dict(self.truncation),
-        }
 
 
 @dataclass(frozen=True)
@@ -300,19 +200,16 @@ class _Layout:
             parts: dict[str, tuple[Slot | MergedSlot, float]] = {}
             self._sum({**member, "weight": 1.0}, 1.0, parts, _below(path, step))
             inputs.append(MergeInput(tuple(parts.values()), float(member.get("weight", 1.0))))
-        try:
-            settings = Settings.of(
-                node["method"],
-                len(inputs),
-                params=node["params"],
-                space=node["space"],
-                rank=node["rank"],
-                energy=node.get("energy"),
-                seed=node["seed"],
-            )
-            settings.check_weights([each.weight for each in inputs])
-        except InputError as error:
-            raise InputError(f"the merge at {path or 'the root'}: {error.message}", fix=error.fix) from None
+        settings = Settings.at(
+            path,
+            [each.weight for each in inputs],
+            node["method"],
+            params=node["params"],
+            space=node["space"],
+            rank=node["rank"],
+            energy=node.get("energy"),
+            seed=node["seed"],
+        )
         digest = digest_of_json(
             {
                 "merge": [
@@ -331,7 +228,7 @@ class _Layout:
             digest=digest,
             settings=settings,
             inputs=tuple(inputs),
-            sizes=_merged_sizes(inputs, settings, path),
+            sizes=merged_sizes(inputs, settings, path),
             versions=tuple(self._versions(node)),
             path=path,
             truncation=known.get("truncation"),
@@ -385,31 +282,6 @@ class _Layout:
             if version.state != "active":
                 found.append(f"{version.ref} was {version.state}")
         return found
-
-
-def _merged_sizes(inputs: Sequence[MergeInput], settings: Settings, path: str) -> dict[str, Size]:
-    """The most that a merge can come to in each module; InputError where its inputs do not fit together."""
-    held: dict[str, list[tuple[Size, str]]] = {}
-    for each in inputs:
-        for slot, _ in each.parts:
-            for module, size in slot.sizes.items():
-                held.setdefault(module, []).append((size, slot.ref))
-    found = {}
-    for module in sorted(held):
-        (first, owner), *others = held[module]
-        for size, ref in others:
-            if size[1:] != first[1:]:
-                raise InputError(
-                    f"the deltas of {module} must have one shape in the merge at {path or 'the root'}: "
-                    f"{owner} maps {first.inputs} to {first.outputs}, {ref} {size.inputs} to {size.outputs}"
-                )
-        rank = min(first.inputs, first.outputs)
-        if settings.space == "core" or settings.method.basis != "bound":
-            rank = min(rank, sum(size.rank for size, _ in held[module]))
-        if settings.rank is not None:
-            rank = min(rank, settings.rank)
-        found[module] = first._replace(rank=rank)
-    return found
 
 
 def _below(path: str, step: str) -> str:

@@ -18,7 +18,7 @@ import inlay
 from inlay.cli import run
 from inlay.composer import compose, lock, make_plan, read_adapter
 from inlay.composer.factors import Adapter
-from inlay.composer.plan import MergedSlot
+from inlay.composer.slots import MergedSlot
 from inlay.errors import InputError
 from inlay.evals.inference import Base
 from inlay.registry import Registry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inlay.composer.factors import Adapter, read_adapter
-from inlay.composer.plan import MergedSlot, MergeInput, Slot
+from inlay.composer.slots import MergedSlot, MergeInput, Slot
 from inlay.composer.stacking import stacked
 from inlay.registry import Registry
 

@@ -270,6 +270,16 @@ class Settings:
             energy = float(energy)
         return cls(known, _params(known, params or {}), space, rank, energy, seed)
 
+    @classmethod
+    def at(cls, path: str, weights: Sequence[float], method: str, **how: Any) -> Settings:
+        """`of` for the merge at `path` of a recipe, its weights checked as well; errors name the place."""
+        try:
+            settings = cls.of(method, len(weights), **how)
+            settings.check_weights(weights)
+        except InputError as error:
+            raise InputError(f"the merge at {path or 'the root'}: {error.message}", fix=error.fix) from None
+        return settings
+
     def check_weights(self, weights: Sequence[float]) -> None:
         """InputError for weights that are not finite, or that the method cannot divide by."""
         if not all(math.isfinite(weight) for weight in weights):
