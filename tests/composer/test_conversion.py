@@ -19,9 +19,8 @@ from peft_cases import make_model, save_base
 from safetensors.torch import load_file, save_file
 
 from inlay import Registry
-from inlay.composer import make_plan, read_adapter
+from inlay.composer import convert, make_plan, read_adapter
 from inlay.composer.bank import Bank
-from inlay.composer.conversion import convert
 from inlay.errors import InputError
 
 STARTS: dict[str, tuple[dict[str, Any], str]] = {
