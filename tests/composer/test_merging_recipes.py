@@ -139,6 +139,29 @@ def test_a_variant_with_a_merge_can_be_used_again(filled: Registry, base: Base) 
     assert found.truncation == expected.truncation and found.truncation
 
 
+def test_a_router_chooses_between_merges(store: Registry, base: Base, tmp_path: Path) -> None:
+    prompts = {
+        "plain": ["Which number is larger, 14 or 52?", "Which number is larger, 3 or 8?"] * 6,
+        "rooted": ["Which number is larger, 90 or 41?", "Which number is larger, 7 or 2?"] * 6,
+        "patterned": ["Write these words in upper case: river", "Write these words in upper case: sun"] * 6,
+    }
+    for seed, (name, config) in enumerate(KINDS.items(), 1):
+        folder = write_lora(tmp_path / name, base, seed=seed, strength=0.1, **config)
+        store.add(name, folder, base=base.fingerprint, run={"examples": prompts[name]})
+    merge = {"merge": ["plain@v1", "rooted@v1"], "method": "linear"}
+    lock(store, "acme", {"route": {"by": "probe", "experts": [merge, "patterned@v1"]}}, base=base)
+    model = compose("acme@v1", store=store, base=base)
+    try:
+        assert model.choices([prompts["plain"][0], prompts["patterned"][0]]) == [
+            ("plain@v1+rooted@v1",),
+            ("patterned@v1",),
+        ]
+    finally:
+        model.detach()
+    plan = make_plan(store, store.resolve("acme@v1"))
+    assert [plan.gate((choice,)) for choice in (0, 1, None)] == [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+
+
 def test_equal_merges_take_one_slot(filled: Registry) -> None:
     node = {"merge": ["plain@v1", "rooted@v1"], "method": "ties"}
     made = filled.lock(
