@@ -51,13 +51,19 @@ class Converted:
 def convert(folder: str | Path, initial: str | Path, out: str | Path) -> Converted:
     """Write the adapter in `folder`, started as the one in `initial`, as a plain LoRA into the folder `out`.
 
-    The tensors keep their values; rank and alpha double (with rsLoRA alpha grows by √2), so
-    that the scaling stays. The README and the licence come along. Raises InputError where `folder` needs no
-    conversion or cannot be converted, or `initial` is not its start: other modules, ranks or scaling, or the
-    same weights.
+    The tensors keep their values; rank and alpha double (with rsLoRA alpha grows by √2), so that the scaling
+    stays. The README and the licence come along; the same input gives the same bytes. Raises InputError where
+    `folder` needs no conversion or cannot be converted, `initial` is not its start (other modules, ranks or
+    scaling, or the same weights), a file is a link, or `out` holds something.
     """
     from safetensors.torch import save_file
 
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(
+            f"a conversion needs a folder of its own, and {str(target)!r} holds something already",
+            fix="name a new one",
+        )
     trained_config, trained_bytes = _read(Path(folder))
     initial_config, initial_bytes = _read(Path(initial))
     start = _start(trained_config, str(folder))
@@ -74,14 +80,13 @@ def convert(folder: str | Path, initial: str | Path, out: str | Path) -> Convert
             fix="give the adapter as it was saved before its training",
         )
     tensors = _joined(_load(trained_bytes, folder), _load(initial_bytes, initial))
-    target = Path(out)
+    papers = [Path(folder) / paper for paper in _PAPERS if _regular(Path(folder) / paper)]
     target.mkdir(parents=True, exist_ok=True)
     config = json.dumps(_doubled(plain), indent=2, sort_keys=True) + "\n"
     (target / CONFIG).write_text(config, encoding="utf-8")
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
-    for paper in _PAPERS:
-        if (Path(folder) / paper).is_file():
-            shutil.copyfile(Path(folder) / paper, target / paper)
+    for paper in papers:
+        shutil.copyfile(paper, target / paper.name)
     lineage = {
         "converted_from": digest_of(trained_bytes),
         "initial": digest_of(initial_bytes),
@@ -105,11 +110,20 @@ def add_converted(
 
 def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
+        if not _regular(folder / file):
             raise InputError(f"an adapter needs {file}, and {str(folder)!r} has none", fix="check the path")
     name, weights = str(folder), (folder / WEIGHTS).read_bytes()
     config = config_of((folder / CONFIG).read_bytes(), name)
     return config, weights
+
+
+def _regular(path: Path) -> bool:
+    """Whether there is such a file; InputError where it is a link, which could lead anywhere."""
+    if path.is_symlink():
+        raise InputError(
+            f"{path.name} is a link, only regular files are taken", fix="copy the file itself there"
+        )
+    return path.is_file()
 
 
 def _start(config: Mapping[str, Any], name: str) -> str:
@@ -177,8 +191,11 @@ def _doubled(config: Mapping[str, Any]) -> dict[str, Any]:
     """Twice the rank at the same scaling: alpha / r, or alpha / √r with rsLoRA."""
     grown = math.sqrt(2) if config.get("use_rslora") else 2
     read = PeftConfig(config, KINDS["LORA"].defaults)
+    targets = config.get("target_modules")
     return {
         **{key: value for key, value in config.items() if key not in _STARTS},
+        # PEFT saves a set: sorted, the same adapter gives the same bytes.
+        "target_modules": sorted(targets) if isinstance(targets, list) else targets,
         "r": 2 * read.count("r"),
         "lora_alpha": grown * read.get("lora_alpha"),
         "rank_pattern": {key: 2 * rank for key, rank in (config.get("rank_pattern") or {}).items()},

@@ -170,6 +170,8 @@ def test_it_is_registered_with_where_it_came_from(
         "how": "pissa: A = [A; A0], B = [B, -B0]",
     }
     assert make_plan(store, plain).slots[0].ranks
+    assert run(["add", "plain", str(made.folder), "--initial", str(made.initial), *arguments]) == 0
+    assert len(store.versions("plain")) == 1, "the same two adapters must give the same bytes"
     assert raw.exactness == "needs-conversion"  # type: ignore[union-attr]
     with pytest.raises(InputError, match=r"raw@v1 cannot be composed: it was initialised by pissa"):
         make_plan(store, raw)
@@ -226,6 +228,19 @@ def test_what_is_not_its_start_is_refused(change: str, says: str, tmp_path: Path
         }
         config_file.write_text(json.dumps({**config, **other[change]}))
     with pytest.raises(InputError, match=says):
+        convert(made.folder, made.initial, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten_and_no_link_is_followed(tmp_path: Path) -> None:
+    made = trained("pissa", tmp_path)
+    before = (made.folder / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="holds something already"):
+        convert(made.folder, made.initial, made.folder)
+    assert (made.folder / "adapter_model.safetensors").read_bytes() == before
+    (tmp_path / "secret").write_text("secret")
+    (made.folder / "LICENSE").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="LICENSE is a link"):
         convert(made.folder, made.initial, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
