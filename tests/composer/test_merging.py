@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -408,6 +410,21 @@ def test_ties_weighs_before_it_elects_and_peft_does_not() -> None:
     assert close(dense(made), expected, 1e-6)
     theirs = ties(deltas, torch.tensor(weights).double(), density=0.999)
     assert float((theirs - expected).norm() / expected.norm()) > 0.1
+
+
+def test_the_documentation_has_every_method_with_its_parameters() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "merging.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    documented = {name: row for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert documented.keys() == BY_NAME.keys()
+    for method in METHODS:
+        cells = [cell.strip() for cell in documented[method.name].split("|")]
+        assert cells[2].split()[0] in method.inputs
+        assert cells[3].split(",")[0] == method.basis and ("random" in cells[3]) == method.random
+        assert cells[4] == ("own" if method.weighted else "scales")
+        # A row for two methods may name what only one of them has.
+        assert {p.name for p in method.parameters} <= set(re.findall(r"`(\w+)`", cells[5]))
+    assert all(f"`{name}`" in text for name in REFUSED)
 
 
 RANKS = st.lists(st.integers(1, 9), min_size=1, max_size=4)

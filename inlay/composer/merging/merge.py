@@ -42,7 +42,7 @@ def merge(
     that is kept; by default nothing is cut. `seed`: for the methods that draw.
 
     The result has `.truncation`, for each module the relative Frobenius error of the cut, and `.notes`.
-    The same inputs give the same bytes (one machine, one version of torch, any number of threads).
+    The same inputs give the same bytes (one machine, one version of torch and mergekit, any threads).
     Raises InputError, before anything is computed, for an unknown method or parameter, one out of range,
     the wrong number of inputs, or modules of different shapes.
     """

@@ -55,8 +55,9 @@ class Parameter:
 @dataclass(frozen=True)
 class Method:
     """One method. `most` None: any number of inputs. `weighted`: the weights are the method's own; otherwise
-    a member's weight scales its delta before the method sees it. `home`: the module whose `merged` computes
-    it; "mergekit" runs the method of that name there."""
+    a member's weight scales its delta before the method sees it. `random`: it draws, by the seed. `ordered`:
+    its inputs are not alike. `home`: the module whose `merged` computes it; "mergekit" runs the method of
+    that name there."""
 
     name: str
     paper: str
