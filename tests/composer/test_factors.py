@@ -59,7 +59,8 @@ def test_bank_equals_pefts_forward(kind: str, base: Base, tmp_path: Path) -> Non
         ({"lora_bias": True}, "lora_bias"),
         ({"modules_to_save": ["lm_head"]}, "lm_head"),
         ({"init_lora_weights": "pissa"}, "pissa"),
-        ({"init_lora_weights": "olora"}, "olora"),
+        ({"init_lora_weights": "olora"}, "olora, which .* `inlay add --initial`"),
+        ({"init_lora_weights": "loftq"}, "loftq, which .* and quantises the rest"),
         ({"trainable_token_indices": [1, 2]}, "token embeddings"),
     ],
 )

@@ -112,10 +112,10 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         return "it changes token embeddings (trainable_token_indices)"
     if classified.exactness == CONVERSION:
         initial = config.get("init_lora_weights")
-        return (
-            f"it was initialised by {initial}, which moves part of the base into the adapter; register it "
-            "again with `inlay add --initial`, the adapter as it was before training"
-        )
+        moved = f"it was initialised by {initial}, which moves part of the base into the adapter"
+        if classified.kind == "loftq":
+            return f"{moved} and quantises the rest"
+        return f"{moved}; register it again with `inlay add --initial`, the adapter as it was before training"
     if classified.exactness != EXACT:
         return f"its kind is {kind}: {'; '.join(classified.notes)}"
     return None
