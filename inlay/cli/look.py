@@ -342,7 +342,7 @@ def _adapter_lines(details: dict[str, Any]) -> list[str]:
     worth = {
         "exact": "exact in a composition",
         "needs-conversion": "exact in a composition after conversion",
-        "by-structure": "low-rank by structure, not composed yet",
+        "by-structure": "low-rank by structure",
         "alone": "usable alone only",
     }
     lines = [
