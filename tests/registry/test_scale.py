@@ -170,7 +170,7 @@ DEEDS: dict[str, Callable[[Registry, Path], object]] = {
     "describe": lambda r, _: r.describe("team-0/task-00007", tag=["pilot"]),
     "guard": lambda r, _: r.set_guard("team-0/task-00007@prod", None),
     "lock": lambda r, _: r.lock("acme", {"compose": {"stack": ["team-0/task-00007@prod", "tone@v1"]}}),
-    "suite": lambda r, _: r.put_suite("new", digest_of("new"), b"{}\n", metric="m/1", skills={}),
+    "suite": lambda r, _: r.put_suite("new", digest_of(b"{}\n"), b"{}\n", metric="m/1", skills={}),
     "eval": lambda r, _: r.put_eval(replace(r.evals(limit=1)[0], protocol=digest_of("another"))),
     "report": lambda r, _: r.put_report("team-0/task-00007@v7", "forgetting", {}),
     "add": lambda r, folder: r.add("legal", make_adapter(folder / "adapter"), base=folder / "base"),
