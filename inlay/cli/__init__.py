@@ -27,7 +27,7 @@ VERBS = (
     ("plan", "compose", "Show what a recipe or a reference would load, and what it costs."),
     ("lock", "compose", "Pin a recipe to exact versions as the next lock of a variant."),
     ("generate", "compose", "Ask a version or variant."),
-    ("export", "hub", "Write a version or variant out as one plain PEFT adapter."),
+    ("export", "hub", "Write a version or variant out as one PEFT adapter, or folded into its base."),
     ("guard", "live", "Set or show the thresholds that an alias demands."),
     ("promote", "live", "Point an alias at a version or lock, if its guard allows it."),
     ("rollback", "live", "Put an alias, and on request all variants with it, back to what was live before."),

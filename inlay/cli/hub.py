@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from inlay.cli.console import bars_wanted, common, emit, open_store, why_option
+from inlay.cli.console import bars_wanted, base_options, common, emit, open_store, why_option
 
 
 @click.command("push")
@@ -124,24 +124,54 @@ def pull_verb(
 @click.command("export")
 @click.argument("ref")
 @click.argument("folder")
+@click.option(
+    "--for",
+    "engine",
+    metavar="ENGINE",
+    help="Refuse what this engine could not load, and say what it needs: peft, vllm, sglang or lorax.",
+)
+@click.option(
+    "--full", is_flag=True, help="Write the base with the deltas in its weights, as one checkpoint."
+)
+@base_options
 @common
-def export_verb(ref: str, folder: str, store: str | None, as_json: bool) -> None:
+def export_verb(
+    ref: str,
+    folder: str,
+    engine: str | None,
+    full: bool,
+    base: str | None,
+    accept_prompt_change: bool,
+    store: str | None,
+    as_json: bool,
+) -> None:
     """Write REF into FOLDER as one plain PEFT adapter, which PEFT and serving engines read alike.
 
-    REF is a version, or a variant whose recipe is a stack. FOLDER must not exist, or be empty.
+    REF is a version, or a variant whose recipe is a stack or a merge. FOLDER must not exist, or be empty.
+    --base is where the base lies, which --full reads and leaves as it is.
 
     \b
     Example:
-      inlay export acme@prod out/acme
+      inlay export acme@prod out/acme --for vllm
     """
+    from inlay.cli.bases import base_or_last
     from inlay.composer.export import export
+    from inlay.registry.printable import printable
 
-    made = export(ref, folder, store=open_store(store))
-    members = " + ".join(name if weight == 1.0 else f"{weight:g} × {name}" for name, weight in made.members)
-    emit(
-        "export",
-        as_json,
-        made.to_dict(),
-        f"exported {made.ref} to {folder}: {members}\n"
-        f"{made.modules} modules, rank {made.rank}, {made.parameters:,} parameters, {made.nbytes:,} bytes",
+    made = export(
+        ref,
+        folder,
+        store=open_store(store),
+        engine=engine,
+        full=full,
+        base=base_or_last(base),
+        accept_prompt_change=accept_prompt_change,
     )
+    members = " + ".join(name if weight == 1.0 else f"{weight:g} × {name}" for name, weight in made.members)
+    what = "modules of the base changed" if made.full else "modules"
+    lines = [
+        f"exported {made.ref} to {folder}: {members}",
+        f"{made.modules} {what}, rank {made.rank}, {made.parameters:,} parameters, {made.nbytes:,} bytes",
+        *(f"{finding.level}: {printable(finding.sentence())}" for finding in made.findings),
+    ]
+    emit("export", as_json, made.to_dict(), "\n".join(lines))

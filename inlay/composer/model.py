@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from inlay.evals import ForgettingReport
+    from inlay.registry.fingerprint import BaseFingerprint
 
 BaseLike = str | Path | Base | None
 
@@ -242,7 +243,13 @@ def compose(
 
 def check_base(wanted: BaseRef, loaded: Base, ref: str, *, accept_prompt_change: bool = False) -> None:
     """BaseMismatch unless the loaded base is the one that `ref` was made for."""
-    found = loaded.fingerprint
+    check_fingerprint(wanted, loaded.fingerprint, ref, accept_prompt_change=accept_prompt_change)
+
+
+def check_fingerprint(
+    wanted: BaseRef, found: BaseFingerprint, ref: str, *, accept_prompt_change: bool = False
+) -> None:
+    """`check_base` for a base that was not loaded."""
     if found.weights != wanted.weights:
         raise BaseMismatch(
             f"{ref} was made for the base {wanted.name} ({wanted.weights[:19]}…), "

@@ -130,7 +130,7 @@ def _of_folder(folder: Path, name: str, revision: str | None, source: str, verif
     if (folder / "tokenizer_config.json").is_file():
         refuse_remote_code(read_json(folder / "tokenizer_config.json"), f"{name}/tokenizer_config.json")
     contents: dict[str, tuple[str, tuple[int, ...], str]] = {}
-    for shard in _shards(folder, name):
+    for shard in shards_of(folder, name):
         for tensor, content in _tensors(shard, verify).items():
             if tensor in contents:
                 raise InputError(
@@ -152,7 +152,8 @@ def _of_folder(folder: Path, name: str, revision: str | None, source: str, verif
     )
 
 
-def _shards(folder: Path, name: str) -> list[Path]:
+def shards_of(folder: Path, name: str) -> list[Path]:
+    """The files that hold a base's weights; InputError where one is missing, or there are only pickles."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
