@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from inlay.composer.factors import Adapter, read_adapter
     from inlay.composer.locking import lock
     from inlay.composer.measure import evaluate, forgetting
+    from inlay.composer.merging.cat import cat
+    from inlay.composer.merging.learned import add_cat
     from inlay.composer.merging.merge import merge
     from inlay.composer.model import ComposedModel, compose
     from inlay.composer.plan import Plan, make_plan
@@ -37,7 +39,9 @@ _HOMES = {
     "Adapter": "factors",
     "ComposedModel": "model",
     "Plan": "plan",
+    "add_cat": "merging.learned",
     "add_converted": "conversion",
+    "cat": "merging.cat",
     "compose": "model",
     "convert": "conversion",
     "diff": "difference",
@@ -53,7 +57,9 @@ __all__ = [
     "Adapter",
     "ComposedModel",
     "Plan",
+    "add_cat",
     "add_converted",
+    "cat",
     "compose",
     "convert",
     "diff",

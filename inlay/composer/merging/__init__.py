@@ -8,6 +8,8 @@ mergekit.py     mergekit's methods on cores or on dense deltas, seeded
 tsv_m.py        TSV-M: singular vectors of the tasks, made orthogonal
 iso_c.py        Iso-C: the sum with an even spectrum
 knots_ties.py   KnOTS-TIES: TIES in the shared left basis
+cat.py          CAT: a stack whose weights are learned from examples
+learned.py      what CAT made becomes a version of its own
 
 A method of our own is one function in one file plus its record in METHODS.
 """

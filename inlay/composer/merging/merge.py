@@ -59,7 +59,7 @@ def merge(
 
 def merged(inputs: Sequence[Adapter], weights: Sequence[float], settings: Settings, name: str) -> Adapter:
     """`merge` with checked settings."""
-    _check_factors(inputs)
+    check_factors(inputs)
     factors: dict[str, Pair] = {}
     truncation: dict[str, float] = {}
     free: list[str] = []
@@ -127,7 +127,7 @@ def _by(
             ) from error
 
 
-def _check_factors(inputs: Sequence[Adapter]) -> None:
+def check_factors(inputs: Sequence[Adapter]) -> None:
     shapes: dict[str, tuple[tuple[int, int], str]] = {}
     for adapter in inputs:
         for module, (a, b) in adapter.factors.items():

@@ -220,7 +220,10 @@ _BY_NAME = {method.name: method for method in METHODS}
 def method_of(name: str) -> Method:
     """InputError for a method that there is not, or that is refused."""
     if name in REFUSED:
-        raise InputError(f"adapters cannot be merged by {name}: {REFUSED[name]}", fix="see docs/merging.md")
+        instead = "learn it by inlay.composer.add_cat, which registers a version; " if name == "cat" else ""
+        raise InputError(
+            f"adapters cannot be merged by {name}: {REFUSED[name]}", fix=f"{instead}see docs/merging.md"
+        )
     if name not in _BY_NAME:
         raise InputError(
             f"there is no method {str(name)[:60]!r} of merging", fix=f"one of {', '.join(_BY_NAME)}"
