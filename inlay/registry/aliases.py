@@ -5,7 +5,7 @@ Guards stop promotions only. Nobody who is putting out a fire is asked for evide
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -413,8 +413,3 @@ def _need_why(why: str, what: str) -> None:
 def _check_otherwise(otherwise: str | None) -> None:
     if otherwise is not None and otherwise not in OTHERWISE:
         raise InputError(f"otherwise is {' or '.join(OTHERWISE)}, got {otherwise[:40]!r}")
-
-
-def aliases_of(events: Iterable[Event]) -> set[str]:
-    """The `name@alias` that some events moved; what a server has to look at again."""
-    return {f"{e.name}@{e.alias}" for e in events if e.moves and e.alias is not None}
