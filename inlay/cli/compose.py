@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -11,24 +13,40 @@ from inlay.cli.console import base_options, common, emit, open_store, table, why
 
 if TYPE_CHECKING:
     from inlay.composer import Plan
+    from inlay.composer.overlaps import Overlap
     from inlay.composer.slots import MergedSlot
 
 
 @click.command("plan")
 @click.argument("ref")
+@click.option(
+    "--overlaps",
+    "with_overlaps",
+    is_flag=True,
+    help="How much of each other's directions every two members use; reads them, with torch.",
+)
 @common
-def plan_verb(ref: str, store: str | None, as_json: bool) -> None:
+def plan_verb(ref: str, with_overlaps: bool, store: str | None, as_json: bool) -> None:
     """Show what REF would load, when each part speaks, what it costs; nothing is loaded.
 
     \b
     Example:
-      inlay plan acme@v2
+      inlay plan acme@v2 --overlaps
     """
     from inlay.composer import make_plan
 
     registry = open_store(store)
     plan = make_plan(registry, registry.resolve(ref))
-    emit("plan", as_json, plan.to_dict(), lambda: _plan_text(plan))
+    if not with_overlaps:
+        emit("plan", as_json, plan.to_dict(), lambda: _plan_text(plan))
+        return
+    from inlay.composer.overlaps import overlaps
+
+    pairs = overlaps(registry, plan)
+    strong = tuple(pair.warning() for pair in pairs if pair.strong and pair.together)
+    plan = replace(plan, warnings=(*plan.warnings, *strong))
+    found = {**plan.to_dict(), "overlaps": [pair.to_dict() for pair in pairs]}
+    emit("plan", as_json, found, lambda: f"{_plan_text(plan)}\n{_overlaps_text(pairs)}")
 
 
 @click.command("lock")
@@ -138,6 +156,7 @@ def generate_verb(
 
 
 def _plan_text(plan: Plan) -> str:
+    from inlay.composer.plan import DTYPES
     from inlay.composer.slots import MergedSlot
 
     lines = [f"{plan.ref} on {plan.base.name}   {plan.digest}"]
@@ -156,16 +175,39 @@ def _plan_text(plan: Plan) -> str:
                 str(rank),
                 str(len(slot.sizes)),
                 f"{slot.nbytes:,}",
+                slot.exactness,
                 when or "always",
             )
         )
-    lines.append(table(cells, ("adapter", "weight", "rank", "modules", "bytes", "speaks")))
+    lines.append(table(cells, ("adapter", "weight", "rank", "modules", "bytes", "delta", "speaks")))
     lines.append(
         f"in all {plan.nbytes:,} bytes; adds {plan.flops_per_token:,} FLOPs a token while all of it speaks"
     )
+    dtypes = ", ".join(dict.fromkeys(DTYPES[buffer.dtype][0] for buffer in plan.buffers.values()))
+    if plan.buffers:
+        lines.append(
+            f"on the device {plan.device_nbytes:,} bytes in {dtypes}"
+            + ("" if dtypes == "float32" else f", {plan.device_nbytes_float32:,} in float32")
+        )
     lines += [_merge_text(slot) for slot in plan.slots if isinstance(slot, MergedSlot)]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
+
+
+def _overlaps_text(pairs: Sequence[Overlap]) -> str:
+    if not pairs:
+        return "no two members adapt the same module"
+    cells = [
+        (
+            f"{pair.a} and {pair.b}",
+            str(len(pair.modules)),
+            f"{pair.read:.2f}",
+            f"{pair.written:.2f}",
+            f"{sum(m.chance_read + m.chance_written for m in pair.modules) / (2 * len(pair.modules)):.2f}",
+        )
+        for pair in pairs
+    ]
+    return table(cells, ("overlap of", "modules", "read", "written", "at random"))
 
 
 def _merge_text(slot: MergedSlot) -> str:

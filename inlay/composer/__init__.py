@@ -12,6 +12,9 @@ model.py       a reference or a recipe becomes a model that answers
 locking.py     a recipe becomes a lock, its routers fitted
 measure.py     scores and forgetting of composed models
 export.py      a stack or a merge leaves as one plain PEFT adapter
+lint.py        what serving engines would say about it
+folding.py     or leaves in the weights of its base
+overlaps.py    how much of each other's directions two members use
 stacking.py    a stack as one adapter
 merging/       one adapter out of several: methods, core space, truncation
 difference.py  what differs between two versions or locks, norms of deltas among it

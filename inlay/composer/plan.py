@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from inlay.composer.factors import recorded_weights, shapes_of, sizes_of
@@ -17,7 +17,11 @@ from inlay.errors import BaseMismatch, InputError, IntegrityError
 from inlay.registry import BaseRef, Lock, Registry, Version
 from inlay.registry.canonical import digest_of_json
 from inlay.registry.lookup import children
+from inlay.registry.module_names import spellings_of
 from inlay.registry.recipes import BASE
+
+DTYPES = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
+"""What a bank computes in: safetensors' name of it, torch's, and bytes."""
 
 Condition = tuple[int, int]
 """(number of a route, number of its expert): the leaf speaks only where that route chose that expert."""
@@ -44,8 +48,22 @@ class RouteNode:
 
 
 @dataclass(frozen=True)
+class Buffer:
+    """What the bank keeps on the device for one module: numbers of both factors of all slots together, and
+    the dtype that the base's files have there."""
+
+    numbers: int
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return self.numbers * DTYPES[self.dtype][1]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What will be loaded. `flops_per_token`: multiply-adds times two that the bank adds to a forward."""
+    """What will be loaded. `flops_per_token`: multiply-adds times two that the bank adds to a forward.
+    `nbytes` is as stored; `buffers` what each module takes on the device (of a merge, at most)."""
 
     ref: str
     digest: str
@@ -56,6 +74,17 @@ class Plan:
     nbytes: int
     flops_per_token: int
     warnings: tuple[str, ...]
+    buffers: Mapping[str, Buffer] = field(default_factory=dict)
+
+    @property
+    def device_nbytes(self) -> int:
+        """Bytes of the bank on the device, where the base is loaded in the dtype of its files."""
+        return sum(buffer.nbytes for buffer in self.buffers.values())
+
+    @property
+    def device_nbytes_float32(self) -> int:
+        """Bytes of the bank where the base is loaded in float32, as by default on a CPU."""
+        return sum(4 * buffer.numbers for buffer in self.buffers.values())
 
     @property
     def routed(self) -> bool:
@@ -100,6 +129,14 @@ class Plan:
                 {"path": r.path, "by": r.by, "experts": r.experts, "router": r.router} for r in self.routes
             ],
             "bytes": self.nbytes,
+            "device": {
+                "bytes": self.device_nbytes,
+                "bytes_float32": self.device_nbytes_float32,
+                "modules": {
+                    module: {"bytes": buffer.nbytes, "dtype": DTYPES[buffer.dtype][0]}
+                    for module, buffer in self.buffers.items()
+                },
+            },
             "flops_per_token": self.flops_per_token,
             "warnings": self.warnings,
         }
@@ -132,7 +169,27 @@ def make_plan(store: Registry, target: Lock | Version) -> Plan:
         nbytes=sum(slot.nbytes for slot in layout.slots),
         flops_per_token=sum(size.flops for slot in layout.slots for size in slot.sizes.values()),
         warnings=tuple(layout.warnings()),
+        buffers=_buffers(store, target.base, layout.slots),
     )
+
+
+def _buffers(store: Registry, base: BaseRef, slots: list[Slot | MergedSlot]) -> dict[str, Buffer]:
+    """What the slots take of each module, side by side."""
+    numbers: dict[str, int] = {}
+    for slot in slots:
+        for module, size in slot.sizes.items():
+            if size.rank:
+                numbers[module] = numbers.get(module, 0) + size.rank * (size.inputs + size.outputs)
+    if not numbers:
+        return {}
+    tensors = store.base_tensors(base.weights)
+    # A quantised weight is computed in the precision of those that are not.
+    computed = next((dtype for dtype, _ in tensors.values() if dtype in DTYPES), "F32")
+    found = {}
+    for module in sorted(numbers):
+        dtype = next((tensors[n][0] for n in spellings_of(f"{module}.weight") if n in tensors), computed)
+        found[module] = Buffer(numbers[module], dtype if dtype in DTYPES else computed)
+    return found
 
 
 class _Layout:
