@@ -49,7 +49,7 @@ class Learning:
     `kl`, the weight of the general prompts; `seed`, for the order of both."""
 
     steps: int = 150
-    rate: float = 0.02
+    rate: float = 0.05
     rows: int = 8
     kl: float = 1.0
     seed: int = 0
