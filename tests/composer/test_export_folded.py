@@ -228,3 +228,16 @@ def test_the_verb(filled: Registry, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "16 modules of the base changed" in capsys.readouterr().out
     same = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "more")]
     assert same[0] == same[1], "the same input gives the same bytes"
+
+
+def test_a_quantised_base_is_refused(base: Base, tmp_path: Path) -> None:
+    folder = saved(base, tmp_path / "quantised", torch.float32)
+    config = json.loads((folder / "config.json").read_text())
+    quantised = {**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (folder / "config.json").write_text(json.dumps(quantised))
+    adapter = Adapter("x", {"model.layers.0.mlp.up_proj": (torch.ones(1, 192), torch.ones(512, 1))})
+    with pytest.raises(
+        InputError, match="only floating point weights can be folded, and quantised is quantised"
+    ):
+        inlay.export(adapter, tmp_path / "out", full=True, base=folder)
+    assert not (tmp_path / "out").exists()
