@@ -41,6 +41,27 @@ _accept_option = click.option(
 )
 why_option = click.option("--why", default="", metavar="TEXT", help="The reason, kept in the journal.")
 
+_COMING_IN = (
+    click.option(
+        "--base",
+        required=True,
+        metavar="BASE",
+        help="The base it was trained on: a folder or a hub id; `builtin`.",
+    ),
+    click.option("--owner", metavar="WHO", help="Who answers for this name, if it is new."),
+    click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag for the version; repeatable."),
+    click.option("--description", metavar="TEXT", help="What the version is, in a sentence."),
+    click.option(
+        "--allow-base-mismatch",
+        is_flag=True,
+        help="Register although it was trained on another base; recorded for good.",
+    ),
+    click.option(
+        "--accept-prompt-change", is_flag=True, help="Register although tokenizer or chat template changed."
+    ),
+    why_option,
+)
+
 
 def common(function: F) -> F:
     """--store and --json, which every verb on a store has."""
@@ -50,6 +71,13 @@ def common(function: F) -> F:
 def base_options(function: F) -> F:
     """--base and --accept-prompt-change, which every verb that loads a base has."""
     return _base_option(_accept_option(function))
+
+
+def coming_in(function: F) -> F:
+    """The options of every verb that registers an adapter made elsewhere."""
+    for option in reversed(_COMING_IN):
+        function = option(function)
+    return function
 
 
 def open_store(store: str | None) -> Registry:

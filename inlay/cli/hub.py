@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from inlay.cli.console import bars_wanted, base_options, common, emit, open_store, why_option
+from inlay.cli.console import bars_wanted, base_options, coming_in, common, emit, open_store
 
 
 @click.command("push")
@@ -57,23 +57,8 @@ def push_verb(
 @click.command("pull")
 @click.argument("repo")
 @click.argument("name")
-@click.option(
-    "--base",
-    required=True,
-    metavar="BASE",
-    help="The base it was trained on: a folder or a hub id; `builtin`.",
-)
 @click.option("--revision", metavar="REVISION", help="A branch, tag or commit; by default the main branch.")
-@click.option("--owner", help="Who answers for this name; kept with its first version.")
-@click.option(
-    "--allow-base-mismatch",
-    is_flag=True,
-    help="Register although it was trained on another base; recorded for good.",
-)
-@click.option(
-    "--accept-prompt-change", is_flag=True, help="Register although tokenizer or chat template changed."
-)
-@why_option
+@coming_in
 @common
 def pull_verb(
     repo: str,
@@ -81,6 +66,8 @@ def pull_verb(
     base: str,
     revision: str | None,
     owner: str | None,
+    tags: tuple[str, ...],
+    description: str | None,
     allow_base_mismatch: bool,
     accept_prompt_change: bool,
     why: str,
@@ -110,6 +97,8 @@ def pull_verb(
         revision=revision,
         why=why,
         owner=owner,
+        tag=tags,
+        description=description,
         allow_base_mismatch=allow_base_mismatch,
         accept_prompt_change=accept_prompt_change,
         progress=bars_wanted(as_json),

@@ -9,12 +9,12 @@ import click
 
 from inlay.cli.console import (
     bars_wanted,
+    coming_in,
     common,
     emit,
     json_option,
     open_store,
     printable_lines,
-    why_option,
 )
 
 
@@ -41,12 +41,6 @@ def init_verb(folder: str, as_json: bool) -> None:
 @click.command("add")
 @click.argument("name")
 @click.argument("folder", metavar="FOLDER|REPO")
-@click.option(
-    "--base",
-    required=True,
-    metavar="BASE",
-    help="The base it was trained on: a folder or a hub id; `builtin`.",
-)
 @click.option("--revision", metavar="REVISION", help="Of REPO: a branch, tag or commit; by default main.")
 @click.option(
     "--examples", metavar="FILE", help='JSONL of {"prompt"}: requests this adapter is for, for routers.'
@@ -56,18 +50,7 @@ def init_verb(folder: str, as_json: bool) -> None:
     metavar="FOLDER",
     help="The adapter before its training, for PiSSA, OLoRA, CorDA and LoRA-GA: makes it a plain LoRA.",
 )
-@click.option("--owner", metavar="WHO", help="Who answers for this name, if it is new.")
-@click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag for the version; repeatable.")
-@click.option("--description", metavar="TEXT", help="What the version is, in a sentence.")
-@click.option(
-    "--allow-base-mismatch",
-    is_flag=True,
-    help="Register although it was trained on another base; recorded for good.",
-)
-@click.option(
-    "--accept-prompt-change", is_flag=True, help="Register although tokenizer or chat template changed."
-)
-@why_option
+@coming_in
 @common
 def add_verb(
     name: str,

@@ -232,4 +232,5 @@ def test_any_guard_is_one_or_refused(value: dict[str, Any]) -> None:
 @given(YAMLISH)
 def test_any_recipe_is_one_or_refused(value: Any) -> None:
     with contextlib.suppress(InputError):
-        Recipe.of({"compose": value} if isinstance(value, dict) else {"stack": [value]})
+        found = Recipe.of({"compose": value} if isinstance(value, dict) else {"stack": [value]})
+        assert Recipe.of(json.loads(found.text)) == found  # what a lock keeps of it says the same
