@@ -23,7 +23,7 @@ VERBS = (
     ("diff", "diff", "Say what differs between two versions or two locks, scores and verdicts included."),
     ("log", "journal", "Read the journal: who made what live, when and why."),
     ("eval", "measure", "Score a version or variant, and its base beside it, on a suite."),
-    ("forget", "measure", "Measure what a version or variant forgot of the base's general skills."),
+    ("forget", "forget", "Measure what a version or variant forgot of the base's general skills."),
     ("plan", "compose", "Show what a recipe or a reference would load, and what it costs."),
     ("lock", "compose", "Pin a recipe to exact versions as the next lock of a variant."),
     ("generate", "compose", "Ask a version or variant."),

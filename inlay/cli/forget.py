@@ -1,0 +1,63 @@
+"""inlay forget"""
+
+from __future__ import annotations
+
+import click
+
+from inlay.cli.console import base_options, common, emit, open_store, progress
+
+
+@click.command("forget")
+@click.argument("ref")
+@click.option(
+    "--general", multiple=True, metavar="SUITE", help="What must not be forgotten.  [default: general-v1]"
+)
+@click.option(
+    "--eval", "target", multiple=True, metavar="SUITE", help="What was to be gained, reported beside it."
+)
+@click.option("--html", metavar="FILE", help="Write the report as one self-contained page.")
+@click.option("--device", default="auto", show_default=True)
+@base_options
+@common
+def forget_verb(
+    ref: str,
+    general: tuple[str, ...],
+    target: tuple[str, ...],
+    html: str | None,
+    device: str,
+    base: str | None,
+    accept_prompt_change: bool,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Measure what REF forgot of its base's general skills; the report is kept.
+
+    The verdict is about held-out skills: those of which no training and no router ever saw a prompt.
+
+    \b
+    Example:
+      inlay forget acme@prod --eval tickets-test.jsonl --html forgetting.html
+    """
+    from inlay.cli.bases import base_or_last
+    from inlay.composer import compose, forgetting
+
+    registry = open_store(store)
+    composed = compose(
+        ref, store=registry, base=base_or_last(base), device=device, accept_prompt_change=accept_prompt_change
+    )
+    with progress() as say:
+        report = forgetting(
+            composed, general=general or ("general-v1",), target=target, store=registry, say=say
+        )
+    if html is not None:
+        from inlay.evals.report_html import Subject, write_report
+
+        subjects = [Subject.base(report), Subject.of(report)]
+        journal = [event.sentence() for event in reversed(registry.journal(composed.target.name))]
+        write_report(html, f"What {report.subject} forgot", subjects, journal=journal)
+    if as_json:
+        emit("forget", True, report.to_dict(), "")
+    else:
+        report.print()
+        if html is not None:
+            click.echo(f"written to {html}")
