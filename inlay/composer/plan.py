@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from inlay.composer.factors import recorded_weights, shapes_of, sizes_of
+from inlay.composer.alone import refusal_alone
+from inlay.composer.factors import recorded_weights, refusal, shapes_of, sizes_of
 from inlay.composer.merging.methods import Settings
 from inlay.composer.slots import MergedSlot, MergeInput, Slot, merged_sizes
 from inlay.errors import BaseMismatch, InputError, IntegrityError
@@ -90,6 +91,11 @@ class Plan:
     def routed(self) -> bool:
         return bool(self.routes)
 
+    @property
+    def alone(self) -> Slot | None:
+        """The one member, where it has no factors: PEFT runs it, and there is no bank."""
+        return next((slot for slot in self.slots if isinstance(slot, Slot) and slot.alone), None)
+
     def gate(self, choices: tuple[int | None, ...] = ()) -> list[float]:
         """The gate of each slot, given what each route chose (None: the base)."""
         values = [0.0] * len(self.slots)
@@ -128,6 +134,7 @@ class Plan:
             "routes": [
                 {"path": r.path, "by": r.by, "experts": r.experts, "router": r.router} for r in self.routes
             ],
+            "through_peft": self.alone is not None,
             "bytes": self.nbytes,
             "device": {
                 "bytes": self.device_nbytes,
@@ -149,9 +156,10 @@ def make_plan(store: Registry, target: Lock | Version) -> Plan:
     inside one, BaseMismatch for members of different bases, IntegrityError for bytes that changed.
     """
     known = (target.provenance or {}).get("merges", {}) if isinstance(target, Lock) else {}
-    layout = _Layout(store, known)
+    layout = TreeWalk(store, known)
     tree = target.tree if isinstance(target, Lock) else {"use": target.digest, "name": target.ref}
     layout.walk(tree, 1.0, (), "")
+    layout.refuse_company()
     for slot in layout.slots:
         for version in slot.versions:
             if version.base.weights != target.base.weights:
@@ -192,7 +200,7 @@ def _buffers(store: Registry, base: BaseRef, slots: list[Slot | MergedSlot]) -> 
     return found
 
 
-class _Layout:
+class TreeWalk:
     """One walk over a pinned tree. `known`: what the lock's making found out about its merges."""
 
     def __init__(self, store: Registry, known: Mapping[str, Any]) -> None:
@@ -219,10 +227,22 @@ class _Layout:
         else:
             route = node["route"]
             number = len(self.routes)
-            experts = tuple(_label(expert) for expert in route["experts"])
+            experts = tuple(label_of(expert) for expert in route["experts"])
             self.routes.append(RouteNode(path, route["by"], experts, route.get("router")))
             for i, (step, expert) in enumerate(children(node)):
                 self.walk(expert, weight, (*conditions, (number, i)), _below(path, step))
+
+    def refuse_company(self) -> None:
+        """InputError where an adapter without factors is not the only one, or is to be weighed."""
+        for slot in self.slots:
+            if isinstance(slot, Slot) and slot.alone:
+                if len(self.leaves) > 1 or self.routes:
+                    raise _needs_factors(slot)
+                if self.leaves[0].weight != 1.0:
+                    raise InputError(
+                        f"{slot.ref} must have weight 1, and has {self.leaves[0].weight:g}: {slot.alone}",
+                        fix="leave its weight out",
+                    )
 
     def _place(self, slot: Slot | MergedSlot) -> int:
         if slot.digest not in self._slot_of:
@@ -246,6 +266,12 @@ class _Layout:
             )
         config = json.loads(self.store.read_file(version, "adapter_config.json"))
         weights = self.store.read_file(version, "adapter_model.safetensors")
+        reason = refusal(config)
+        if reason is not None:
+            hindered = refusal_alone(config)
+            if hindered is not None:
+                raise InputError(f"{version.ref} cannot be composed: {hindered}")
+            return Slot(version, {}, len(weights), alone=reason)
         sizes = sizes_of(
             config, shapes_of(weights), version.ref, weight=recorded_weights(version, self.store)
         )
@@ -311,6 +337,8 @@ class _Layout:
                 fix="put the merge into the route",
             )
         slot = self._version(node) if "use" in node else self._merged(node, path)
+        if isinstance(slot, Slot) and slot.alone:
+            raise _needs_factors(slot)
         parts[slot.digest] = (slot, parts.get(slot.digest, (slot, 0.0))[1] + weight)
 
     def _versions(self, node: Mapping[str, Any]) -> Iterator[Version]:
@@ -338,15 +366,25 @@ class _Layout:
         for version in {version.ref: version for slot in self.slots for version in slot.versions}.values():
             if version.state != "active":
                 found.append(f"{version.ref} was {version.state}")
+        for slot in self.slots:
+            if isinstance(slot, Slot) and slot.alone:
+                found.append(f"{slot.ref} is run by PEFT, without a bank: {slot.alone}")
         return found
+
+
+def _needs_factors(slot: Slot) -> InputError:
+    return InputError(
+        f"{slot.ref} cannot be composed with others: {slot.alone}",
+        fix="use it alone, through PEFT, or register what a rank keeps of it (`inlay add --truncate RANK`)",
+    )
 
 
 def _below(path: str, step: str) -> str:
     return f"{path}.{step}" if path else step
 
 
-def _label(node: Mapping[str, Any]) -> str:
+def label_of(node: Mapping[str, Any]) -> str:
     """How an expert is called in reports: its reference, or its members' joined."""
     if "name" in node:
         return str(node["name"])
-    return "+".join(_label(child) for _, child in children(node))
+    return "+".join(label_of(child) for _, child in children(node))
