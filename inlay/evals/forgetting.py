@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Any
 from inlay.errors import InputError
 from inlay.evals.drift import Drift
 from inlay.evals.scoring import EvalResult, check_comparable
-from inlay.evals.statistics import Paired, holm, needed_items
+from inlay.evals.statistics import Paired, PairedMeans, holm, needed_items
 from inlay.registry.canonical import now
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-SCHEMA = 1
+SCHEMA = 2
+READ = (1, 2)
+"""Schemas that `from_dict` understands."""
 FLIPS_KEPT = 50
 UNINFORMATIVE_BELOW = 0.03
+REACHED = 0.10
+"""A general skill counts where the base answers at least this share of its items: what the base cannot do
+cannot be forgotten, and must not dilute what was. The rule looks at the base's outcomes only."""
 KEPT_WITHIN = 0.05
 """The verdict says "keeps" where the upper bound of the loss is at most this, on as many items as a guard
 would ask for."""
@@ -39,6 +44,30 @@ class Skill:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """One slice's row (a way of asking, a dialect, a source): as a skill's, adjusted over all slices."""
+
+    name: str
+    held_out: bool
+    counts: Paired
+    p: float
+    p_adjusted: float
+
+
+@dataclass(frozen=True)
+class Graded:
+    """One suite with a graded metric: mean before and after, and the difference, in the metric's unit.
+
+    `role`: `general` (its held-out items) or `target` (all of them).
+    """
+
+    suite: str
+    role: str
+    metric: str
+    means: PairedMeans
+
+
+@dataclass(frozen=True)
 class Target:
     """What was gained on one target suite."""
 
@@ -48,7 +77,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Flip:
-    """An item the base answered right and the model wrong. `model_answer` is None where it was not kept."""
+    """An item that one of the two answered right and the other wrong. An answer is None where it was not
+    kept."""
 
     suite: str
     id: str
@@ -57,11 +87,18 @@ class Flip:
     prompt: str
     expected: str
     model_answer: str | None
+    base_answer: str | None = None
 
 
 @dataclass(frozen=True)
 class ForgettingReport:
-    """One subject against its base. `held_out` is what the verdict is about; fractions, not percent."""
+    """One subject against its base. `held_out` is what the verdict is about; fractions, not percent.
+
+    `skills` and the pools hold reached skills only; `unreached` names the general skills of which the base
+    itself answers less than `REACHED` of the items. `flips`: right before and wrong now; `gained`: the other
+    way round. `levels`: what was measured at which level, {"weights" | "load" | "registration": names}.
+    `rigidity`, `overhead`, `weights` and `alarm`: plain JSON of what measured them, None where nothing did.
+    """
 
     subject: str
     base_weights: str
@@ -72,6 +109,14 @@ class ForgettingReport:
     targets: tuple[Target, ...] = ()
     flips: tuple[Flip, ...] = ()
     drift: Drift | None = None
+    slices: tuple[Slice, ...] = ()
+    graded: tuple[Graded, ...] = ()
+    gained: tuple[Flip, ...] = ()
+    unreached: tuple[str, ...] = ()
+    rigidity: Mapping[str, Any] | None = None
+    overhead: Mapping[str, Any] | None = None
+    weights: Mapping[str, Any] | None = None
+    alarm: Mapping[str, Any] | None = None
     created: str = field(default_factory=now)
 
     @property
@@ -88,6 +133,24 @@ class ForgettingReport:
     def upper(self) -> float:
         """One-sided upper 95% bound of `lost`: what a guard compares with its allowance."""
         return self.held_out.loss_upper
+
+    @property
+    def levels(self) -> dict[str, tuple[str, ...]]:
+        """What was measured at which level: `weights` (no data), `load` (one pass over a fixed probe),
+        `registration` (suites)."""
+        measured = {
+            "weights": {"weights": self.weights},
+            "load": {"drift": self.drift, "alarm": self.alarm},
+            "registration": {
+                "general": self.held_out.n or self.protected.n,
+                "target": self.targets,
+                "slices": self.slices,
+                "graded": self.graded,
+                "rigidity": self.rigidity,
+                "overhead": self.overhead,
+            },
+        }
+        return {level: tuple(k for k, v in parts.items() if v) for level, parts in measured.items()}
 
     @property
     def verdict(self) -> str:
@@ -126,23 +189,44 @@ class ForgettingReport:
             "targets": [asdict(target) for target in self.targets],
             "flips": [asdict(flip) for flip in self.flips],
             "drift": self.drift.to_dict() if self.drift else None,
+            "slices": [asdict(row) for row in self.slices],
+            "graded": [asdict(row) for row in self.graded],
+            "gained": [asdict(flip) for flip in self.gained],
+            "unreached": list(self.unreached),
+            "levels": {level: list(names) for level, names in self.levels.items()},
+            "rigidity": self.rigidity,
+            "overhead": self.overhead,
+            "weights": self.weights,
+            "alarm": self.alarm,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ForgettingReport:
         """The report that `to_dict` wrote; InputError for a schema this version does not know."""
-        if data.get("schema") != SCHEMA:
+        if data.get("schema") not in READ:
             raise InputError(f"a forgetting report must have schema {SCHEMA}, got {data.get('schema')!r}")
         return cls(
             subject=data["subject"],
             base_weights=data["base_weights"],
             suites=tuple(data["suites"]),
-            held_out=Paired(**data["held_out"]),
-            protected=Paired(**data["protected"]),
-            skills=tuple(Skill(**{**row, "counts": Paired(**row["counts"])}) for row in data["skills"]),
-            targets=tuple(Target(row["suite"], Paired(**row["counts"])) for row in data["targets"]),
+            held_out=_paired(data["held_out"]),
+            protected=_paired(data["protected"]),
+            skills=tuple(Skill(**{**row, "counts": _paired(row["counts"])}) for row in data["skills"]),
+            targets=tuple(Target(row["suite"], _paired(row["counts"])) for row in data["targets"]),
             flips=tuple(Flip(**row) for row in data["flips"]),
             drift=Drift.from_dict(data["drift"]) if data["drift"] else None,
+            slices=tuple(
+                Slice(**{**row, "counts": _paired(row["counts"])}) for row in data.get("slices", ())
+            ),
+            graded=tuple(
+                Graded(**{**row, "means": PairedMeans(**row["means"])}) for row in data.get("graded", ())
+            ),
+            gained=tuple(Flip(**row) for row in data.get("gained", ())),
+            unreached=tuple(data.get("unreached", ())),
+            rigidity=data.get("rigidity"),
+            overhead=data.get("overhead"),
+            weights=data.get("weights"),
+            alarm=data.get("alarm"),
             created=data["created"],
         )
 
@@ -151,6 +235,11 @@ class ForgettingReport:
         from inlay.evals.report_text import print_report
 
         print_report(self, console)
+
+
+def _paired(row: Mapping[str, Any]) -> Paired:
+    """Counts as `asdict` wrote them; a report of schema 1 has none by cluster."""
+    return Paired(**{**row, "clusters": tuple(tuple(kind) for kind in row.get("clusters", ()))})
 
 
 def compare(

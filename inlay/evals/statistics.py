@@ -23,12 +23,17 @@ Z_ONE_SIDED = NormalDist().inv_cdf(0.95)  # 1.6449: one 95% bound
 
 @dataclass(frozen=True)
 class Paired:
-    """Counts of two models on the same `n` items: both right, right turned wrong, wrong turned right."""
+    """Counts of two models on the same `n` items: both right, right turned wrong, wrong turned right.
+
+    `clusters` is empty where items are independent; else it counts the clusters by what happened in them:
+    (items, gained − lost, how many clusters like it).
+    """
 
     n: int
     lost: int
     gained: int
     both: int
+    clusters: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.n, self.lost, self.gained, self.both) < 0 or self.both + self.lost + self.gained > self.n:
@@ -111,6 +116,76 @@ class Paired:
         return mcnemar(self.lost, self.gained)
 
 
+@dataclass(frozen=True)
+class PairedMeans:
+    """Two models on the same `n` items with a graded metric: `before` and `after` are means in its unit.
+
+    `error` is the standard error of after − before, `skew` the skewness of the differences, over `units`
+    independent ones: the items, or the clusters of items where `clustered`.
+    """
+
+    n: int
+    before: float
+    after: float
+    error: float
+    skew: float
+    units: int
+    clustered: bool = False
+    higher_is_better: bool = True
+
+    @property
+    def base_score(self) -> float:
+        """The base's mean."""
+        return self.before
+
+    @property
+    def model_score(self) -> float:
+        """The model's mean."""
+        return self.after
+
+    @property
+    def delta(self) -> float:
+        """Improvement of the mean: after − before, its sign turned where lower is better."""
+        return self.after - self.before if self.higher_is_better else self.before - self.after
+
+    @property
+    def loss(self) -> float:
+        """What got worse; −`delta`."""
+        return -self.delta if self.delta else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Two-sided 95% interval of `delta`."""
+        return self._edge(0.025), self._edge(0.975)
+
+    @property
+    def loss_interval(self) -> tuple[float, float]:
+        """Two-sided 95% interval of `loss`."""
+        low, high = self.interval
+        return -high, -low
+
+    @property
+    def loss_upper(self) -> float:
+        """One-sided upper 95% bound of `loss`."""
+        return -self._edge(0.05)
+
+    @property
+    def loss_lower(self) -> float:
+        """One-sided lower 95% bound of `loss`."""
+        return -self._edge(0.95)
+
+    @property
+    def gain_lower(self) -> float:
+        """One-sided lower 95% bound of `delta`."""
+        return self._edge(0.05)
+
+    def _edge(self, share: float) -> float:
+        """The `share` quantile of what `delta` may truly be, by Student's t over the units."""
+        if self.units < 2:
+            return math.inf if share > 0.5 else -math.inf
+        return self.delta + self.error * student_quantile(share, self.units - 1)
+
+
 def tango_score(n: int, lost: int, gained: int, delta: float) -> float:
     """Score statistic of "the true difference p_gained − p_lost is `delta`"; falls as `delta` rises.
 
@@ -189,6 +264,63 @@ def mcnemar(lost: int, gained: int) -> float:
         term = term * (flips - k) // (k + 1)
     shift = max(tail.bit_length() - 60, 0)
     return min(1.0, math.ldexp(float(tail >> shift), shift + 1 - flips))
+
+
+def student_quantile(share: float, freedom: int) -> float:
+    """The value under which `share` of Student's t lies, by bisection of the distribution to 1e-12."""
+    if share == 0.5:
+        return 0.0
+    if share < 0.5:
+        return -student_quantile(1.0 - share, freedom)
+    low, high = 0.0, 1.0
+    while student_cdf(high, freedom) < share:
+        low, high = high, 2.0 * high
+    for _ in range(100):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if student_cdf(middle, freedom) < share else (low, middle)
+        if high - low < 1e-12 * high:
+            break
+    return (low + high) / 2.0
+
+
+def student_cdf(t: float, freedom: int) -> float:
+    """P(T ≤ `t`) for Student's t: 1 − I(ν / (ν + t²); ν/2, ½) / 2 for t ≥ 0."""
+    tail = _incomplete_beta(freedom / (freedom + t * t), freedom / 2.0, 0.5) / 2.0
+    return 1.0 - tail if t >= 0.0 else tail
+
+
+def _incomplete_beta(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function I(x; a, b), by its continued fraction (Lentz's method).
+
+    Abramowitz and Stegun, 26.5.8.
+    """
+    if x <= 0.0 or x >= 1.0:
+        return min(max(x, 0.0), 1.0)
+    if x > (a + 1.0) / (a + b + 2.0):  # the fraction converges fast on the other side only
+        return 1.0 - _incomplete_beta(1.0 - x, b, a)
+    front = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
+    tiny = 1e-300
+    fraction, above, below = 1.0, 1.0, 0.0
+    for step in range(1000):
+        half = step // 2
+        if step == 0:
+            term = 1.0
+        elif step % 2 == 0:
+            term = half * (b - half) * x / ((a + step - 1.0) * (a + step))
+        else:
+            term = -(a + half) * (a + b + half) * x / ((a + step - 1.0) * (a + step))
+        below = 1.0 / (_off_zero(1.0 + term * below, tiny))
+        above = _off_zero(1.0 + term / above, tiny)
+        fraction *= above * below
+        if step and abs(1.0 - above * below) < 1e-15:
+            break
+    return front * (fraction - 1.0) / a
+
+
+def _off_zero(value: float, tiny: float) -> float:
+    return tiny if abs(value) < tiny else value
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

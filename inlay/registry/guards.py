@@ -35,6 +35,10 @@ class Guard:
     forget: float | None = None
     gain: float | None = None
     regress: float | None = None
+    skill: float | Mapping[str, float] | None = None
+    rigidity: float | None = None
+    retention: float | None = None
+    overhead: float | None = None
     suites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pinned: Mapping[str, str] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
