@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inlay.composer.alone import load_alone
 from inlay.composer.bank import Bank
 from inlay.composer.merging.loading import adapter_of
 from inlay.composer.plan import Plan, make_plan
@@ -22,6 +23,7 @@ from inlay.evals.inference import Base, Chat, Prompt, load_base
 from inlay.registry import BaseRef, Lock, Recipe, Registry, Version
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from inlay.evals import ForgettingReport
@@ -35,7 +37,8 @@ class ComposedModel:
 
     `.model` is the transformers model itself; for a stack it speaks as composed wherever it is called. A
     routed variant must see a whole prompt before it can choose, so there only `.generate` and `.chat` route,
-    and a bare call of `.model` is the base. `.report` is what was measured last, or None.
+    and a bare call of `.model` is the base. An adapter without factors is run by PEFT: `.model` is then a
+    PeftModel over the base's tensors (`composer.alone`). `.report` is what was measured last, or None.
     """
 
     def __init__(self, base: Base, store: Registry, target: Lock | Version, plan: Plan) -> None:
@@ -44,8 +47,9 @@ class ComposedModel:
         self.report: ForgettingReport | None = None
         self._bank = Bank(base.model)
         self._held: dict[str, int] = {}
+        self._alone: PeftModel | None = None
         self.base_chat = Chat(base, route=lambda _prompts: self._bank.gate.held_at(None))
-        """The bare base, asked through the same model with the gate closed."""
+        """The bare base, asked through the same model with the gate closed; the base itself beside PEFT."""
         self.chat = Chat(base, route=self._routed)
         self._load(target, plan)
 
@@ -55,11 +59,13 @@ class ComposedModel:
         Whatever fails, fails before the gate is turned: what served goes on serving.
         """
         routers = load_routers(self.store, plan, target.ref)
-        missing = {slot.digest: slot for slot in plan.slots if slot.digest not in self._held}
+        alone = None if plan.alone is None else load_alone(self.base.model, self.store, plan.alone.version)
+        in_bank = plan.slots if alone is None else ()
+        missing = {slot.digest: slot for slot in in_bank if slot.digest not in self._held}
         adapters = [adapter_of(self.store, slot) for slot in missing.values()]
         held = {**self._held, **dict(zip(missing, self._bank.load_all(adapters), strict=True))}
-        slots = [held[slot.digest] for slot in plan.slots]
-        closed = plan.gate(tuple(None for _ in plan.routes))
+        slots = [held[slot.digest] for slot in in_bank]
+        closed = plan.gate(tuple(None for _ in plan.routes)) if alone is None else []
         try:
             self._bank.unfold()
             self._bank.gate.set(self._gate_rows([closed], slots)[0])
@@ -70,11 +76,17 @@ class ComposedModel:
         self.target, self.plan, self._routers, self._slots = target, plan, routers, slots
         for slot in set(held.values()) - set(slots):
             self._bank.unload(slot)
-        self._held = {slot.digest: number for slot, number in zip(plan.slots, slots, strict=True)}
+        self._held = {slot.digest: number for slot, number in zip(in_bank, slots, strict=True)}
+        self._speaks_through(alone)
+
+    def _speaks_through(self, alone: PeftModel | None) -> None:
+        self._alone = alone
+        self.chat.model = self.model
 
     @property
     def model(self) -> PreTrainedModel:
-        return self.base.model
+        # A PeftModel is called and generates as the transformers model inside it does.
+        return self.base.model if self._alone is None else self._alone  # type: ignore[return-value]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -94,10 +106,15 @@ class ComposedModel:
         A prompt is a user's string or a list of {"role", "content"} messages. `weights`: for each prompt
         how much of which member it gets, by the reference that the plan's slot has; members left out get
         nothing, {} is the bare base, None is what the recipe says. InputError for another number of
-        weights than of prompts, an unknown member, or a weight that is not finite.
+        weights than of prompts, an unknown member, a weight that is not finite, or an adapter run by PEFT.
         """
         chat = self.chat
         if weights is not None:
+            if self.plan.alone is not None:
+                raise InputError(
+                    f"only members of a bank can be weighed, and {self.target.ref} is run by PEFT",
+                    fix="ask .base_chat for the base's answers",
+                )
             if len(weights) != len(prompts):
                 raise InputError(
                     f"each prompt must have its weights, and there are {len(prompts)} and {len(weights)}",
@@ -156,6 +173,8 @@ class ComposedModel:
         """
         if self.plan.routed:
             raise InputError(f"{self.target.ref} has a route, and only what never changes can be folded")
+        if self.plan.alone is not None:
+            raise InputError(f"only a bank can be folded, and {self.target.ref} is run by PEFT")
         self._bank.fold()
 
     def unfold(self) -> None:
@@ -166,12 +185,13 @@ class ComposedModel:
         """Take every adapter off; `.model` is then the base, bit for bit. A swap puts adapters on again."""
         self._bank.detach()
         self._held = {}
+        self._speaks_through(None)
 
     @contextlib.contextmanager
     def _routed(
         self, prompts: list[list[int]], given: Sequence[list[float] | None] | None = None
     ) -> Iterator[None]:
-        if self.plan.slots and not self._held:
+        if self.plan.slots and not self._held and self._alone is None:
             raise InputError(
                 f"{self.target.ref} was detached and cannot answer", fix="compose it again, or swap to it"
             )

@@ -17,6 +17,7 @@ from inlay.composer.slots import MergedSlot, MergeInput, Slot, merged_sizes
 from inlay.errors import BaseMismatch, InputError, IntegrityError
 from inlay.registry import BaseRef, Lock, Registry, Version
 from inlay.registry.canonical import digest_of_json
+from inlay.registry.kinds import ALONE, KINDS
 from inlay.registry.lookup import children
 from inlay.registry.module_names import spellings_of
 from inlay.registry.recipes import BASE
@@ -267,15 +268,19 @@ class TreeWalk:
         config = json.loads(self.store.read_file(version, "adapter_config.json"))
         weights = self.store.read_file(version, "adapter_model.safetensors")
         reason = refusal(config)
-        if reason is not None:
-            hindered = refusal_alone(config)
-            if hindered is not None:
-                raise InputError(f"{version.ref} cannot be composed: {hindered}")
-            return Slot(version, {}, len(weights), alone=reason)
-        sizes = sizes_of(
-            config, shapes_of(weights), version.ref, weight=recorded_weights(version, self.store)
-        )
-        return Slot(version, sizes, len(weights))
+        if reason is None:
+            try:
+                known = recorded_weights(version, self.store)
+                sizes = sizes_of(config, shapes_of(weights), version.ref, weight=known)
+                return Slot(version, sizes, len(weights))
+            except InputError as error:
+                if version.exactness != ALONE:
+                    raise
+                reason = error.message
+        hindered = refusal_alone(config)
+        if hindered is not None:
+            raise InputError(f"{version.ref} cannot be composed: {hindered}")
+        return Slot(version, {}, len(weights), alone=reason)
 
     def _merged(self, node: Mapping[str, Any], path: str) -> MergedSlot:
         inputs = []
@@ -373,10 +378,11 @@ class TreeWalk:
 
 
 def _needs_factors(slot: Slot) -> InputError:
-    return InputError(
-        f"{slot.ref} cannot be composed with others: {slot.alone}",
-        fix="use it alone, through PEFT, or register what a rank keeps of it (`inlay add --truncate RANK`)",
-    )
+    kind = KINDS.get(slot.version.kind.upper())
+    alone = "use it alone, through PEFT"
+    if kind is None or kind.on == "weight":
+        alone += ", or register what a rank keeps of it (`inlay add --truncate RANK`)"
+    return InputError(f"{slot.ref} cannot be composed with others: {slot.alone}", fix=alone)
 
 
 def _below(path: str, step: str) -> str:

@@ -14,11 +14,15 @@ from inlay.registry import Version
 
 @dataclass(frozen=True)
 class Slot:
-    """One adapter in the bank: its version, what its factors measure in each module, its bytes as stored."""
+    """One adapter in the bank: its version, what its factors measure in each module, its bytes as stored.
+
+    `alone`: why it has no factors and is run by PEFT, by itself; None for one that goes into the bank.
+    """
 
     version: Version
     sizes: Mapping[str, Size]
     nbytes: int
+    alone: str | None = None
 
     @property
     def ref(self) -> str:
