@@ -1,7 +1,7 @@
 """Evals: suites, metrics, paired statistics and forgetting. Numbers about models, given as callables.
 
     suites.py          items with answers, known by digest; held-out and protected skills
-    metrics.py         how one answer is scored
+    metrics/           how one answer is scored, one file a family
     statistics.py      paired statistics in plain Python: Tango, McNemar, Wilson, Holm
     inference.py       the one place that turns prompts into tensors
     prompts.py         general prompts for staying near the base

@@ -68,7 +68,7 @@ class EvalResult:
     subject: str
     label: str
     suite: Suite
-    outcomes: tuple[bool, ...]
+    outcomes: tuple[bool | float, ...]
     base_weights: str
     base_prompt: str
     protocol: dict[str, Any]

@@ -3,6 +3,9 @@
 A suite knows which skill an item belongs to and whether that skill is *held out*. Protected skills may be
 used in training (as KL or replay prompts), so doing well on them proves little; what a model forgot is
 judged on held-out items. An item that says nothing about itself is held out.
+
+A file may begin with a header, {"suite": {"metric": …, "description": …}}. It is no item and no part of the
+canonical bytes: a suite's digest is that of its items, whichever file they came from.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from inlay.errors import InputError, ReferenceNotFound
+from inlay.evals.metrics import Metric
 from inlay.evals.metrics import metric as metric_named
 from inlay.registry.canonical import digest_of
 
@@ -27,9 +31,10 @@ if TYPE_CHECKING:
 
 SPLITS = ("held_out", "protected")
 SHIPPED = ("general-v1",)
+DEFAULT_METRIC = "exact_match"
 FORMATS = (
-    '{"prompt", "answer"}, {"messages", "answer"}, {"prompt", "completion"} or '
-    '{"instruction", "input", "output"}'
+    '{"prompt", "answer"}, {"messages", "answer"}, {"prompt", "choices", "answer"}, {"prompt", "completion"} '
+    'or {"instruction", "input", "output"}'
 )
 
 
@@ -44,7 +49,10 @@ class SuiteStore(Protocol):
 class Item:
     """One question. `prompt` is a user's message or a tuple of (role, content) pairs.
 
-    `cluster` names what items made from one template share; None for an item of its own.
+    `answer`: what is expected, as the item's metric reads it (for multiple choice the text of the right one
+    of `choices`). `references`: further answers that are as good. `cluster` names what items made from one
+    template share; None for an item of its own. `slice` names a group of items across skills that reports
+    show apart. `metric`: the item's own, where it is not the suite's.
     """
 
     id: str
@@ -53,6 +61,15 @@ class Item:
     skill: str = "all"
     held_out: bool = True
     cluster: str | None = None
+    choices: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    slice: str | None = None
+    metric: str | None = None
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The answer and the references."""
+        return (self.answer, *self.references)
 
     @property
     def chat(self) -> Prompt:
@@ -70,27 +87,39 @@ class Item:
 
     def to_row(self) -> dict[str, Any]:
         """The JSON object of the item's line, without what is absent."""
-        row: dict[str, Any] = {"id": self.id, "answer": self.answer, "skill": self.skill}
+        row: dict[str, Any] = {"id": self.id, "skill": self.skill}
+        if self.answer:
+            row["answer"] = self.answer
         row["split"] = "held_out" if self.held_out else "protected"
         if isinstance(self.prompt, str):
             row["prompt"] = self.prompt
         else:
             row["messages"] = self.chat
-        if self.cluster is not None:
-            row["cluster"] = self.cluster
+        for key in ("choices", "references"):
+            if getattr(self, key):
+                row[key] = list(getattr(self, key))
+        for key in ("cluster", "slice", "metric"):
+            if getattr(self, key) is not None:
+                row[key] = getattr(self, key)
         return row
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Items in a fixed order under a name, and the metric that scores them (`exact_match/1`)."""
+    """Items in a fixed order under a name, and the metric that scores them (`exact_match/1`).
+
+    Where items name metrics of their own, `metric` is the keys of all in use, sorted and joined:
+    `contains/1+exact_match/1`. In such a suite an item without its own metric is scored by exact match; items
+    that another default would score are given its name. Raises InputError for an empty suite, repeated ids,
+    an item its metric cannot score, and metrics that do not go together.
+    """
 
     name: str
     items: tuple[Item, ...]
-    metric: str = "exact_match/1"
+    metric: str = DEFAULT_METRIC
+    description: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metric", metric_named(self.metric).key)
         if not self.items:
             raise InputError(f"a suite needs at least one item, and {self.name} has none")
         repeated = [item_id for item_id, count in Counter(i.id for i in self.items).items() if count > 1]
@@ -99,6 +128,26 @@ class Suite:
                 f"ids in a suite must be unique, and {self.name} has {repeated[0]!r} more than once",
                 fix="give each item an id of its own, or none at all",
             )
+        default = _default_metric(self.metric)
+        for item in self.items:
+            _fit(item, default, f"{self.name}, item {item.id}")
+        self._settle(default)
+
+    def _settle(self, default: str) -> None:
+        """The suite's metric from its items', and the items' where they need to say it."""
+        keys = {metric_named(item.metric or default).key for item in self.items}
+        object.__setattr__(self, "metric", "+".join(sorted(keys)))
+        if len(keys) > 1 and metric_named(default).name != DEFAULT_METRIC:
+            name = metric_named(default).name
+            items = tuple(item if item.metric else replace(item, metric=name) for item in self.items)
+            object.__setattr__(self, "items", items)
+        kinds = {(m.graded, m.total, m.higher_is_better) for m in self.metrics}
+        if len(kinds) > 1:
+            raise InputError(
+                f"a suite's metrics must make one score: all right or wrong, or all graded in one way, and "
+                f"{self.name} has {', '.join(sorted(keys))}",
+                fix="make it two suites",
+            )
 
     @classmethod
     def load(
@@ -106,24 +155,26 @@ class Suite:
         source: str | Path,
         *,
         name: str | None = None,
-        metric: str = "exact_match",
+        metric: str | None = None,
         store: SuiteStore | None = None,
     ) -> Suite:
         """A suite from a JSONL file, a folder of them, the store, or the shipped `general-v1`.
 
         File: one JSON object a line; `FORMATS` lists what is understood. Optional keys: `id` (else the file's
         stem and the line number), `skill` (else the file's stem), `split` (`held_out`, the default, or
-        `protected`), `cluster`. Folder: `held_out/` and `protected/` subfolders of JSONL files, skill = file
-        stem; or JSONL files alone. A name or digest is looked up in `store` before what is shipped.
+        `protected`), `cluster`, `slice`, `choices`, `references`, `metric`. Folder: `held_out/` and
+        `protected/` subfolders of JSONL files, skill = file stem; or JSONL files alone. A name or digest is
+        looked up in `store` before what is shipped. `metric` goes before a header's, an item's own before
+        both.
 
         Raises InputError with file and line number for anything malformed, ReferenceNotFound for a source
         that is neither a path nor a known name.
         """
         path = Path(source)
         if path.is_dir():
-            return cls(name or _name(path.resolve().name), tuple(_folder(path)), metric)
+            return cls._of(name or _name(path.resolve().name), _folder(path, metric))
         if path.is_file():
-            return cls(name or _name(path.stem), tuple(_file(path)), metric)
+            return cls._of(name or _name(path.stem), _file(path, metric=metric))
         if store is not None:
             try:
                 return cls.from_store(store, str(source))
@@ -141,18 +192,22 @@ class Suite:
         )
 
     @classmethod
+    def _of(cls, name: str, read: Read) -> Suite:
+        return cls(name, tuple(read.items), read.metric, read.description)
+
+    @classmethod
     def from_store(cls, store: SuiteStore, name_or_digest: str) -> Suite:
         """The suite that a registry keeps; its bytes are verified by the registry (IntegrityError)."""
         row = store.suite(name_or_digest)
         return cls.from_jsonl(row.name, store.get_object(row.items), metric=row.metric)
 
     @classmethod
-    def from_jsonl(cls, name: str, data: bytes, *, metric: str = "exact_match") -> Suite:
+    def from_jsonl(cls, name: str, data: bytes, *, metric: str | None = None) -> Suite:
         """A suite from JSONL bytes; `name` stands for the file in errors."""
-        return cls(name, tuple(_items(data, where=name, skill="all", held_out=True)), metric)
+        return cls._of(name, _read(data, where=name, skill="all", held_out=True, metric=metric))
 
     @classmethod
-    def of_rows(cls, name: str, rows: Iterable[Mapping[str, Any]], *, metric: str = "exact_match") -> Suite:
+    def of_rows(cls, name: str, rows: Iterable[Mapping[str, Any]], *, metric: str | None = None) -> Suite:
         """A suite from rows as a JSONL file would hold them."""
         return cls.from_jsonl(name, "".join(json.dumps(row) + "\n" for row in rows).encode(), metric=metric)
 
@@ -168,6 +223,25 @@ class Suite:
     def digest(self) -> str:
         """sha256 of `to_jsonl()`: of the items and their order, not of the name, file layout or metric."""
         return digest_of(self.to_jsonl())
+
+    def metric_of(self, item: Item) -> Metric:
+        """The metric that scores one of the items."""
+        return metric_named(item.metric or _default_metric(self.metric))
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics in use, in the order of their keys."""
+        return tuple(metric_named(key) for key in self.metric.split("+"))
+
+    @property
+    def graded(self) -> bool:
+        """Whether outcomes are numbers, not right or wrong; a suite does not mix the two."""
+        return self.metrics[0].graded
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more of the score is better; a suite does not mix the two."""
+        return self.metrics[0].higher_is_better
 
     @property
     def skills(self) -> tuple[str, ...]:
@@ -216,38 +290,94 @@ def _name(stem: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).lstrip("._-")[:63] or "suite"
 
 
-def _folder(folder: Path) -> list[Item]:
+@dataclass(frozen=True)
+class Read:
+    """What a file or a folder of them said."""
+
+    items: list[Item]
+    metric: str
+    description: str = ""
+
+
+def _default_metric(metric: str) -> str:
+    """What scores an item that names no metric, in a suite of this metric."""
+    if "+" not in metric:
+        return metric
+    for key in metric.split("+"):
+        metric_named(key)
+    return DEFAULT_METRIC
+
+
+def _fit(item: Item, default: str, place: str) -> None:
+    """InputError where the item's metric is unknown or cannot score it."""
+    try:
+        wrong = metric_named(item.metric or default).unfit(item)
+    except InputError as error:
+        raise InputError(f"{place}: {error.message}", fix=error.fix) from error
+    if wrong:
+        raise InputError(f"{place}: {wrong}", fix="correct the line, or name the metric that fits it")
+
+
+def _folder(folder: Path, metric: str | None) -> Read:
     parts = [(folder / split, split == "held_out") for split in SPLITS if (folder / split).is_dir()]
-    items: list[Item] = []
-    for part, held_out in parts or [(folder, True)]:
-        for file in sorted(part.glob("*.jsonl")):
-            items += _file(file, skill=file.stem, held_out=held_out)
-    if not items:
+    files = [
+        _file(file, skill=file.stem, held_out=held_out, metric=metric)
+        for part, held_out in parts or [(folder, True)]
+        for file in sorted(part.glob("*.jsonl"))
+    ]
+    if not files:
         raise InputError(
             f"a suite folder needs JSONL files, its own or in held_out/ and protected/, and {folder} has none"
         )
-    return items
+    if len({file.metric for file in files}) == 1:
+        return Read([item for file in files for item in file.items], files[0].metric)
+    own = [replace(i, metric=i.metric or file.metric) for file in files for i in file.items]
+    return Read(own, DEFAULT_METRIC)
 
 
-def _file(path: Path, *, skill: str | None = None, held_out: bool = True) -> list[Item]:
-    return _items(path.read_bytes(), where=str(path), skill=skill or path.stem, held_out=held_out)
+def _file(path: Path, *, skill: str | None = None, held_out: bool = True, metric: str | None = None) -> Read:
+    return _read(
+        path.read_bytes(), where=str(path), skill=skill or path.stem, held_out=held_out, metric=metric
+    )
 
 
-def _items(data: bytes, *, where: str, skill: str, held_out: bool) -> list[Item]:
+def _read(data: bytes, *, where: str, skill: str, held_out: bool, metric: str | None) -> Read:
     if not data.strip():
         raise InputError(f"a suite needs at least one item, and {where} is empty")
     lines = data.removesuffix(b"\n").split(b"\n")
     stem = Path(where).stem
-    return [
-        _item(
-            _row(line, f"{where}, line {number}"),
-            f"{where}, line {number}",
-            f"{stem}-{number}",
-            skill,
-            held_out,
+    header: Mapping[str, str] = {}
+    items = []
+    for number, line in enumerate(lines, 1):
+        place = f"{where}, line {number}"
+        row = _row(line, place)
+        if number == 1 and row.keys() == {"suite"}:
+            header = _header(row["suite"], place)
+            continue
+        item = _item(row, place, f"{stem}-{number}", skill, held_out)
+        _fit(item, _default_metric(metric or header.get("metric", DEFAULT_METRIC)), place)
+        items.append(item)
+    if not items:
+        raise InputError(f"a suite needs at least one item, and {where} has a header only")
+    return Read(items, metric or header.get("metric", DEFAULT_METRIC), header.get("description", ""))
+
+
+def _header(value: Any, place: str) -> dict[str, str]:
+    """What the first line says about all others: {"metric", "description"}, each optional."""
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: the header `suite` must be an object, not {type(value).__name__}")
+    unknown = sorted(value.keys() - {"metric", "description"})
+    if unknown:
+        raise InputError(
+            f"{place}: the header has the unknown key {unknown[0][:60]!r}", fix="known: metric, description"
         )
-        for number, line in enumerate(lines, 1)
-    ]
+    header = {key: _text(text, key, place) for key, text in value.items()}
+    if "metric" in header:
+        try:
+            header["metric"] = metric_named(header["metric"]).name
+        except InputError as error:
+            raise InputError(f"{place}: {error.message}", fix=error.fix) from error
+    return header
 
 
 def _row(line: bytes, place: str) -> dict[str, Any]:
@@ -271,11 +401,13 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
 
 
 def _item(row: dict[str, Any], place: str, fallback_id: str, skill: str, held_out: bool) -> Item:
-    prompt, answer = _question(row, place)
     split = row.get("split", "held_out" if held_out else "protected")
     if split not in SPLITS:
         raise InputError(f"{place}: `split` must be one of {', '.join(SPLITS)}, not {split!r}")
-    cluster = row.get("cluster")
+    choices, references = _texts(row, "choices", place), _texts(row, "references", place)
+    prompt, answer = _question(row, place, choices)
+    if not answer and references:
+        answer, references = references[0], references[1:]
     return Item(
         id=str(row["id"])
         if isinstance(row.get("id"), int)
@@ -284,12 +416,20 @@ def _item(row: dict[str, Any], place: str, fallback_id: str, skill: str, held_ou
         answer=answer,
         skill=_text(row.get("skill", skill), "skill", place),
         held_out=split == "held_out",
-        cluster=None if cluster is None else _text(cluster, "cluster", place),
+        choices=choices,
+        references=references,
+        **{key: _text(row[key], key, place) for key in _OPTIONAL if row.get(key) is not None},
     )
 
 
-def _question(row: dict[str, Any], place: str) -> tuple[str | tuple[tuple[str, str], ...], str]:
-    """Prompt and expected answer of a row in any of `FORMATS`."""
+_OPTIONAL = ("cluster", "slice", "metric")
+
+
+def _question(
+    row: dict[str, Any], place: str, choices: tuple[str, ...]
+) -> tuple[str | tuple[tuple[str, str], ...], str]:
+    """Prompt and expected answer of a row in any of `FORMATS`; "" where there is no answer, which its metric
+    may not need."""
     if "instruction" in row:
         if "output" not in row:
             raise InputError(f"{place}: a row with `instruction` needs `output`")
@@ -309,8 +449,25 @@ def _question(row: dict[str, Any], place: str) -> tuple[str | tuple[tuple[str, s
     else:
         raise InputError(f"{place}: `prompt` is missing", fix=f"rows are {FORMATS}")
     if answer_key is None:
-        raise InputError(f"{place}: `answer` is missing", fix=f"rows are {FORMATS}")
-    return prompt, _text(row[answer_key], answer_key, place)
+        return prompt, ""
+    answer = row[answer_key]
+    if choices and type(answer) is int:
+        if not 0 <= answer < len(choices):
+            raise InputError(
+                f"{place}: `answer` must be one of `choices`, or its number counted from 0, not {answer}"
+            )
+        return prompt, choices[answer]
+    return prompt, _text(answer, answer_key, place)
+
+
+def _texts(row: dict[str, Any], key: str, place: str) -> tuple[str, ...]:
+    """A list of texts, which may be absent."""
+    value = row.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{place}: `{key}` must be a list of at least one text")
+    return tuple(_text(text, key, place) for text in value)
 
 
 def _messages(value: Any, place: str) -> tuple[tuple[str, str], ...]:
