@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from inlay.cli.console import base_options, common, emit, open_store, table, why_option
+from inlay.cli.console import base_options, common, emit, open_store, printable_lines, table, why_option
 
 if TYPE_CHECKING:
     from inlay.composer import Plan
     from inlay.composer.overlaps import Overlap
     from inlay.composer.slots import MergedSlot
+    from inlay.composer.weights import WeightReport
 
 
 @click.command("plan")
@@ -25,28 +26,49 @@ if TYPE_CHECKING:
     is_flag=True,
     help="How much of each other's directions every two members use; reads them, with torch.",
 )
+@click.option(
+    "--weights",
+    "with_weights",
+    is_flag=True,
+    help="How large each member is beside the weights it changes; reads both, with torch.",
+)
+@click.option("--base", metavar="BASE", help="With --weights: where the base lies.  [default: as last seen]")
 @common
-def plan_verb(ref: str, with_overlaps: bool, store: str | None, as_json: bool) -> None:
+def plan_verb(
+    ref: str, with_overlaps: bool, with_weights: bool, base: str | None, store: str | None, as_json: bool
+) -> None:
     """Show what REF would load, when each part speaks, what it costs; nothing is loaded.
 
     \b
     Example:
       inlay plan acme@v2 --overlaps
+      inlay plan acme@v2 --weights
     """
     from inlay.composer import make_plan
 
+    if base is not None and not with_weights:
+        raise click.UsageError("--base goes with --weights: nothing else here reads the base")
     registry = open_store(store)
     plan = make_plan(registry, registry.resolve(ref))
-    if not with_overlaps:
-        emit("plan", as_json, plan.to_dict(), lambda: _plan_text(plan))
-        return
-    from inlay.composer.overlaps import overlaps
+    found: dict[str, Any] = {}
+    text: list[str] = []
+    report = None
+    if with_weights:
+        from inlay.cli.bases import base_or_last
+        from inlay.composer import weigh
 
-    pairs = overlaps(registry, plan)
-    strong = tuple(pair.warning() for pair in pairs if pair.strong and pair.together)
-    plan = replace(plan, warnings=(*plan.warnings, *strong))
-    found = {**plan.to_dict(), "overlaps": [pair.to_dict() for pair in pairs]}
-    emit("plan", as_json, found, lambda: f"{_plan_text(plan)}\n{_overlaps_text(pairs)}")
+        report = weigh(plan, store=registry, base=base_or_last(base))
+        found["weights"] = report.to_dict()
+        text.append(_weights_text(report))
+    if with_overlaps:
+        from inlay.composer.overlaps import overlaps
+
+        pairs = report.overlaps if report is not None else overlaps(registry, plan)
+        strong = tuple(pair.warning() for pair in pairs if pair.strong and pair.together)
+        plan = replace(plan, warnings=(*plan.warnings, *strong))
+        found["overlaps"] = [pair.to_dict() for pair in pairs]
+        text.insert(0, _overlaps_text(pairs))
+    emit("plan", as_json, {**plan.to_dict(), **found}, lambda: "\n".join([_plan_text(plan), *text]))
 
 
 @click.command("lock")
@@ -208,6 +230,30 @@ def _overlaps_text(pairs: Sequence[Overlap]) -> str:
         for pair in pairs
     ]
     return table(cells, ("overlap of", "modules", "read", "written", "at random"))
+
+
+def _weights_text(report: WeightReport) -> str:
+    from inlay.composer.weights import percent_of
+
+    def figure(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    rows = list(report.members)
+    if report.whole is not None and report.whole not in rows:
+        rows.append(report.whole)
+    cells = [
+        (
+            each.ref,
+            str(len(each.modules)),
+            figure(each.norm, ".3g"),
+            "-" if each.relative is None else percent_of(each.relative),
+            figure(each.effective_rank, ".1f"),
+            each.largest.module if each.largest else "-",
+        )
+        for each in rows
+    ]
+    headers = ("weights of", "modules", "‖ΔW‖", "of ‖W‖", "effective rank", "most changed")
+    return "\n".join([table(cells, headers), *printable_lines(report.findings()).splitlines()])
 
 
 def _merge_text(slot: MergedSlot) -> str:

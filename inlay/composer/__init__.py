@@ -15,6 +15,7 @@ export.py      a stack or a merge leaves as one plain PEFT adapter
 lint.py        what serving engines would say about it
 folding.py     or leaves in the weights of its base
 overlaps.py    how much of each other's directions two members use
+weights.py     how large adapters are beside the weights they change
 stacking.py    a stack as one adapter
 merging/       one adapter out of several: methods, core space, truncation
 difference.py  what differs between two versions or locks, norms of deltas among it
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from inlay.composer.merging.merge import merge
     from inlay.composer.model import ComposedModel, compose
     from inlay.composer.plan import Plan, make_plan
+    from inlay.composer.weights import weigh
 
 _HOMES = {
     "Adapter": "factors",
@@ -54,6 +56,7 @@ _HOMES = {
     "make_plan": "plan",
     "merge": "merging.merge",
     "read_adapter": "factors",
+    "weigh": "weights",
 }
 
 __all__ = [
@@ -72,6 +75,7 @@ __all__ = [
     "make_plan",
     "merge",
     "read_adapter",
+    "weigh",
 ]
 
 
