@@ -8,6 +8,7 @@
     scoring.py         a model asked a suite
     ledger.py          measuring with the registry as memory
     drift.py           KL and disagreement with the base, whose side is cached
+    cache.py           what measuring keeps to be faster: bounded, verified when read
     forgetting.py      the report: what was lost and gained, and how sure that is
     score_changes.py   two subjects on the same items, suite by suite
     difference.py      what differs between two versions or locks: the records

@@ -1,24 +1,22 @@
 """Drift: how far a model's next-token distribution moved from its base's, on the base's own answers.
 
 An alarm, not a verdict: near the base no such number ranks models (flips decide). The base's side, its
-final hidden states and its answers, is computed once per (base, prompts, protocol) and kept on disk;
+final hidden states and its answers, is computed once per (base, prompts, protocol) and kept in the cache;
 logits are recomputed from hidden states in chunks, so that no (positions × vocabulary) matrix is ever held.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import InputError
-from inlay.registry.canonical import canonical, digest_of, digest_of_json
-from inlay.registry.fingerprint import cache_dir
+from inlay.evals.cache import Cache
+from inlay.registry.canonical import digest_of_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +24,9 @@ if TYPE_CHECKING:
     from inlay.evals.inference import Prompt
     from inlay.evals.scoring import Model
 
-FORMAT = 1
+FORMAT = 2
+KIND = "drift"
+"""What the cache calls a base's side."""
 CHUNK = 512
 """Positions whose logits exist at once: 512 × 150,000 float32 is 300 MB, twice."""
 
@@ -87,22 +87,59 @@ def measure_drift(
     Per position, with p = softmax(base logits), q = softmax(model logits), y = the answer's token, in
     float32: forward = Σ p (log p − log q), reverse = Σ q (log q − log p), disagreement = argmax p ≠ argmax q,
     NLL change = log p[y] − log q[y]. `answers`: the base's answers, where they are known already. With
-    `keep`, the base's side is kept under `cache` (by default the registry's `cache_dir()`); every file is
-    verified by digest when read and recomputed if it is broken. As signals of forgetting: RL's Razor
+    `keep`, the base's side is kept under `cache` (by default the registry's `cache_dir()`); it is verified by
+    digest when read and recomputed if it is broken. As signals of forgetting: RL's Razor
     (arXiv 2509.04259).
 
-    Raises InputError for no prompts, or where the two models do not predict the same tokens in the same order
-    (another tokenizer or chat template).
+    Raises InputError for no prompts, for logits that are not finite, or where the two models do not predict
+    the same tokens in the same order (another tokenizer or chat template).
     """
+    return pass_over(
+        base,
+        model,
+        prompts,
+        answers=answers,
+        max_new_tokens=max_new_tokens,
+        cache=cache,
+        keep=keep,
+        chunk=chunk,
+    ).drift
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of a model along its base's answers: the drift, those answers, and for each item whether
+    greedy decoding gives exactly the answer, from the base (which may tokenize its own text otherwise than it
+    wrote it, or have been cut) and from the model."""
+
+    drift: Drift
+    answers: tuple[str, ...]
+    base_gives: tuple[bool, ...]
+    model_gives: tuple[bool, ...]
+
+
+def pass_over(
+    base: Model,
+    model: Model,
+    prompts: Sequence[Prompt],
+    *,
+    answers: Sequence[str] | None = None,
+    max_new_tokens: int = 32,
+    cache: Path | None = None,
+    keep: bool = True,
+    chunk: int = CHUNK,
+) -> Pass:
+    """`measure_drift`, and what the same pass says about each item."""
     import torch
 
     if not prompts:
         raise InputError("drift needs at least one prompt")
     side, from_cache = _base_side(
-        base, prompts, answers, max_new_tokens, (cache or cache_dir()) if keep else None
+        base, prompts, answers, max_new_tokens, Cache.of_environment(cache) if keep else None
     )
     sums = torch.zeros(4, dtype=torch.float64)
     start, order = 0, []
+    tops: list[Tensor] = []
     with torch.inference_mode():
         for rows, hidden, targets, _counts in model.states(prompts, side.answers):
             stop = start + len(targets)
@@ -115,27 +152,59 @@ def measure_drift(
                 here = slice(at, at + chunk)
                 there = slice(start + at, min(start + at + chunk, stop))
                 base_hidden = side.hidden[there].to(hidden.device)
-                sums += _sums(base.head(base_hidden), model.head(hidden[here]), targets[here]).cpu()
+                part, top = _compared(base.head(base_hidden), model.head(hidden[here]), targets[here])
+                sums += part.cpu()
+                tops.append(top.cpu())
             start = stop
             order += rows
     if tuple(order) != side.order or start != len(side.targets):
         raise InputError("drift needs both models to batch the same items in the same order, and they differ")
     forward, reverse, disagreement, nll = (sums / start).tolist()
-    return Drift(len(prompts), start, forward, reverse, disagreement, nll, from_cache)
+    if not all(map(math.isfinite, (forward, reverse, nll))):
+        raise InputError(
+            "drift needs finite logits, and the model's are not all so on the base's own answers",
+            fix="the adapter is broken (a training that diverged), or too large for this precision",
+        )
+    drift = Drift(len(prompts), start, forward, reverse, disagreement, nll, from_cache)
+    base_top, model_top = torch.cat(tops, dim=1)
+    return Pass(
+        drift,
+        side.answers,
+        _whole(base_top == side.targets, side),
+        _whole(model_top == side.targets, side),
+    )
 
 
-def _sums(base_logits: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """Sums over the rows of (forward KL, reverse KL, disagreement, NLL change): float64 (4,)."""
+def _whole(right: Tensor, side: BaseSide) -> tuple[bool, ...]:
+    """For each item, whether all its positions are right."""
+    found = [False] * len(side.order)
+    for item, part in zip(side.order, right.split(list(side.counts)), strict=True):
+        found[item] = bool(part.all())
+    return tuple(found)
+
+
+def _compared(base_logits: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Float64 (4,): sums over the rows of (forward KL, reverse KL, disagreement, NLL change); and long
+    (2, rows): the most likely tokens of both.
+
+    With z, z' the logits, d = z − z', Z = logsumexp z: log p − log q = d − (Z − Z'), so that
+    forward = Σ p d − (Z − Z') and reverse = (Z − Z') − Σ q d: two softmaxes, no matrix of log-probabilities.
+    """
     import torch
 
-    log_p = torch.log_softmax(base_logits.float(), dim=-1)
-    log_q = torch.log_softmax(logits.float(), dim=-1)
-    gap = log_p - log_q
-    forward = (log_p.exp() * gap).sum(-1)
-    reverse = -(log_q.exp() * gap).sum(-1)
-    disagreement = (log_p.argmax(-1) != log_q.argmax(-1)).float()
-    nll = gap.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return torch.stack([x.double().sum() for x in (forward, reverse, disagreement, nll)])
+    z, other = base_logits.float(), logits.float()
+    p, q = z.softmax(-1), other.softmax(-1)
+    p_most, p_top = p.max(-1)
+    q_most, q_top = q.max(-1)
+    gap = z - other
+    # log p_top = z_top − Z, and p_top is at least one over the vocabulary: its logarithm is exact enough.
+    shift = (z.gather(-1, p_top[:, None]) - other.gather(-1, q_top[:, None])).squeeze(-1)
+    shift = shift - (p_most.log() - q_most.log())
+    forward = torch.linalg.vecdot(p, gap) - shift
+    reverse = shift - torch.linalg.vecdot(q, gap)
+    nll = gap.gather(-1, targets[:, None]).squeeze(-1) - shift
+    parts = (forward, reverse, (p_top != q_top).float(), nll)
+    return torch.stack([x.double().sum() for x in parts]), torch.stack([p_top, q_top])
 
 
 def _base_side(
@@ -143,7 +212,7 @@ def _base_side(
     prompts: Sequence[Prompt],
     answers: Sequence[str] | None,
     max_new_tokens: int,
-    cache: Path | None,
+    cache: Cache | None,
 ) -> tuple[BaseSide, bool]:
     """The base's side, from the cache where it is there and whole; and whether it was."""
     import torch
@@ -161,13 +230,13 @@ def _base_side(
     }
     name = digest_of_json(key).removeprefix("sha256:")
     if cache is not None:
-        held = read_side(cache / "drift", name)
-        if held is not None and len(held.answers) == len(prompts):
-            return held, True
+        held = cache.read(KIND, name)
+        if held is not None:
+            return side_of(held), True
     texts = list(answers) if answers is not None else base.generate(prompts, max_new_tokens=max_new_tokens)
     side = compute_side(base, prompts, texts)
     if cache is not None:
-        write_side(cache / "drift", name, side)
+        cache.write(KIND, name, bytes_of(side))
     return side, False
 
 
@@ -184,56 +253,27 @@ def compute_side(base: Model, prompts: Sequence[Prompt], answers: Sequence[str])
     return BaseSide(torch.cat(hidden), torch.cat(targets), tuple(order), tuple(counts), tuple(answers))
 
 
-def write_side(folder: Path, name: str, side: BaseSide) -> None:
-    """Keep `side` as `name`.safetensors and `name`.json; the JSON, written last, has the digest of both."""
+def bytes_of(side: BaseSide) -> bytes:
+    """A safetensors file whose metadata has what is no tensor."""
     from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = save({"hidden": side.hidden.contiguous(), "targets": side.targets.contiguous()})
-    about = {
-        "tensors": digest_of(tensors),
-        "order": list(side.order),
-        "counts": list(side.counts),
-        "answers": list(side.answers),
-    }
-    _replace(folder / f"{name}.safetensors", tensors)
-    record = canonical({"about": about, "digest": digest_of_json(about)})
-    # An answer may hold half of a surrogate pair, which UTF-8 refuses.
-    _replace(folder / f"{name}.json", record.encode("utf-8", "surrogatepass"))
+    about = {"order": side.order, "counts": side.counts, "answers": side.answers}
+    tensors = {"hidden": side.hidden.contiguous(), "targets": side.targets.contiguous()}
+    # An answer may hold half of a surrogate pair, which UTF-8 refuses and JSON escapes.
+    return save(tensors, metadata={"about": json.dumps(about)})
 
 
-def read_side(folder: Path, name: str) -> BaseSide | None:
-    """The side kept as `name`; None where there is none or where a byte of it is not what was written."""
+def side_of(held: bytes) -> BaseSide:
+    """The side that `bytes_of` wrote."""
     from safetensors.torch import load
 
-    try:
-        held = json.loads((folder / f"{name}.json").read_bytes().decode("utf-8", "surrogatepass"))
-        tensors = (folder / f"{name}.safetensors").read_bytes()
-        about = held["about"]
-        whole = held["digest"] == digest_of_json(about)
-        if not whole or about["tensors"] != digest_of(tensors):
-            return None
-    except (OSError, ValueError, KeyError, TypeError):
-        # A cache that cannot be read is no cache: the pass is made again and the file replaced.
-        return None
-    loaded = load(tensors)
+    length = int.from_bytes(held[:8], "little")
+    about = json.loads(json.loads(held[8 : 8 + length])["__metadata__"]["about"])
+    tensors = load(held)
     return BaseSide(
-        loaded["hidden"],
-        loaded["targets"],
+        tensors["hidden"],
+        tensors["targets"],
         tuple(about["order"]),
         tuple(about["counts"]),
         tuple(about["answers"]),
     )
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write beside and rename, so that a reader sees the old file or the new one, whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from inlay.errors import InputError
-from inlay.evals.drift import Drift, measure_drift, read_side
+from inlay.evals.drift import Drift, bytes_of, compute_side, measure_drift, pass_over, side_of
 
 VOCABULARY = 64
 PROMPTS = ["the cat", "a much longer prompt about dogs", "x", "seven eight nine"]
@@ -157,7 +156,7 @@ def test_another_question_is_another_entry(tmp_path: Path) -> None:
     measure_drift(base, model, PROMPTS, cache=tmp_path)
     base.fingerprint = FakeFingerprint(weights="sha256:other")
     measure_drift(base, model, PROMPTS, cache=tmp_path)
-    assert base.passes == 4 and len(list((tmp_path / "drift").glob("*.json"))) == 4
+    assert base.passes == 4 and len(list((tmp_path / "drift").iterdir())) == 4
 
 
 def test_nothing_is_kept_where_that_is_not_wanted(tmp_path: Path) -> None:
@@ -172,33 +171,56 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-def answer_changed(path: Path) -> None:
-    held = json.loads(path.read_text())
-    held["about"]["answers"][0] = "something else"
-    path.write_text(json.dumps(held))
-
-
 @pytest.mark.parametrize(
-    ("suffix", "breakage"),
+    "breakage",
     [
-        ("safetensors", flip_a_byte),
-        ("safetensors", lambda path: path.write_bytes(path.read_bytes()[:100])),
-        ("safetensors", lambda path: path.unlink()),
-        ("json", answer_changed),
-        ("json", lambda path: path.write_bytes(b"{")),
-        ("json", lambda path: path.write_bytes(b"[]")),
-        ("json", lambda path: path.write_bytes(b"\xff\xfe")),
+        flip_a_byte,
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"answers", b"ANSWERS")),
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\xff\xfe"),
     ],
 )
-def test_a_broken_cache_is_noticed_and_made_again(tmp_path: Path, suffix: str, breakage: Any) -> None:
+def test_a_broken_cache_is_noticed_and_made_again(tmp_path: Path, breakage: Any) -> None:
     base, model = TinyChat(tiny(0)), TinyChat(tiny(0, nudge=0.05))
     first = measure_drift(base, model, PROMPTS, cache=tmp_path)
-    (file,) = (tmp_path / "drift").glob(f"*.{suffix}")
+    (file,) = (tmp_path / "drift").iterdir()
+    whole = file.read_bytes()
     breakage(file)
-    assert read_side(tmp_path / "drift", file.stem) is None
+    assert not file.exists() or file.read_bytes() != whole
     assert measure_drift(base, model, PROMPTS, cache=tmp_path) == first
+    assert base.passes == 2
     assert measure_drift(base, model, PROMPTS, cache=tmp_path).base_from_cache  # and it is whole again
-    assert len(list((tmp_path / "drift").iterdir())) == 2  # no temporary file is left
+    assert len(list((tmp_path / "drift").iterdir())) == 1  # no temporary file is left
+
+
+def test_a_side_is_read_as_it_was_written() -> None:
+    base = TinyChat(tiny(0))
+    side = compute_side(base, ["ab", "c"], ["x" * 9, "lone \udc80 half"])
+    again = side_of(bytes_of(side))
+    assert torch.equal(again.hidden, side.hidden) and torch.equal(again.targets, side.targets)
+    assert (again.order, again.counts, again.answers) == (side.order, side.counts, side.answers)
+
+
+@pytest.mark.parametrize(("nudge", "kept"), [(0.003, 3), (0.02, 0)])
+def test_the_pass_says_which_answers_still_come(tmp_path: Path, nudge: float, kept: int) -> None:
+    base, model = TinyChat(tiny(0)), TinyChat(tiny(0, nudge=nudge))
+    answers = base.generate(PROMPTS)
+    answers[1] = "no!"  # which this base does not say
+    seen = pass_over(base, model, PROMPTS, answers=answers, cache=tmp_path)
+    said = [model.generate([p], max_new_tokens=len(a))[0] for p, a in zip(PROMPTS, answers, strict=True)]
+    assert seen.base_gives == (True, False, True, True)
+    assert seen.model_gives == tuple(a == b for a, b in zip(answers, said, strict=True))
+    assert sum(seen.model_gives) == kept and seen.answers == tuple(answers)
+
+
+def test_a_model_of_nan_is_refused(tmp_path: Path) -> None:
+    broken = tiny(0)
+    with torch.no_grad():
+        broken.lm_head.weight[3, 3] = float("nan")
+    with pytest.raises(InputError, match="finite logits"):
+        measure_drift(TinyChat(tiny(0)), TinyChat(broken), PROMPTS, cache=tmp_path)
 
 
 def test_models_that_do_not_line_up(tmp_path: Path) -> None:
