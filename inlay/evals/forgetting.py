@@ -6,27 +6,27 @@ Every figure says whether it is an estimate, a 95% interval (two-sided) or a 95%
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import InputError
 from inlay.evals.drift import Drift
+from inlay.evals.means import PairedMeans, span_of
 from inlay.evals.scoring import EvalResult, check_comparable
-from inlay.evals.statistics import Paired, PairedMeans, holm, needed_items
+from inlay.evals.statistics import Paired, holm, needed_items, reached
 from inlay.registry.canonical import now
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from inlay.evals.suites import Item
 
 SCHEMA = 2
 READ = (1, 2)
 """Schemas that `from_dict` understands."""
 FLIPS_KEPT = 50
 UNINFORMATIVE_BELOW = 0.03
-REACHED = 0.10
-"""A general skill counts where the base answers at least this share of its items: what the base cannot do
-cannot be forgotten, and must not dilute what was. The rule looks at the base's outcomes only."""
 KEPT_WITHIN = 0.05
 """The verdict says "keeps" where the upper bound of the loss is at most this, on as many items as a guard
 would ask for."""
@@ -157,19 +157,22 @@ class ForgettingReport:
         """One sentence about held-out skills."""
         counts = self.held_out
         if counts.n == 0:
-            return f"{self.subject}: forgetting was not measured, since no item is held out."
+            why = "the base can do none of the held-out skills" if self.unreached else "no item is held out"
+            graded = [row for row in self.graded if row.role == "general"]
+            said = "; ".join(map(graded_text, graded)) or f"forgetting was not measured, since {why}"
+            return f"{self.subject}: {said}."
         low, high = self.interval
         if counts.loss_lower > 0.0 and counts.p_value < 0.05:
             what = f"forgets {percent(self.lost)} points of held-out general skills"
         elif counts.gain_lower > 0.0 and counts.p_value < 0.05:
             what = f"improves held-out general skills by {percent(-self.lost)} points"
-        elif self.upper <= KEPT_WITHIN and counts.n >= needed_items(KEPT_WITHIN):
+        elif self.upper <= KEPT_WITHIN and counts.n >= needed_items(KEPT_WITHIN) and not counts.few_clusters:
             what = f"keeps the held-out general skills (lost: estimate {percent(self.lost)} points)"
         else:
             what = f"is not shown to keep the held-out general skills (lost: estimate {percent(self.lost)})"
         return (
             f"{self.subject} {what}: 95% interval {percent(low)} to {percent(high)}, upper bound "
-            f"{percent(self.upper)}, n={counts.n}, p {p_text(counts.p_value)}."
+            f"{percent(self.upper)}, n={counts.n}{_worth(counts)}, p {p_text(counts.p_value)}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -268,58 +271,115 @@ def compare(
                 f"a model is compared with its own base: {after.label} sits on {after.base_weights[:15]}, "
                 f"{before.label} is {before.base_weights[:15]}"
             )
-    pairs = list(zip(bases, models, strict=True))
+    general = [
+        row
+        for before, after in zip(bases, models, strict=True)
+        if not after.suite.graded
+        for row in _rows(before, after)
+    ]
+    skills = _by(general, lambda row: (row.item.skill, row.item.held_out))
+    able = {key for key, rows in skills.items() if reached([row.was for row in rows])}
+    counted = [row for row in general if (row.item.skill, row.item.held_out) in able]
+    slices = _by(
+        [row for row in counted if row.item.slice is not None],
+        lambda row: (str(row.item.slice), row.item.held_out),
+    )
+    graded = [(before, after, "general") for before, after in zip(bases, models, strict=True)]
+    graded += [(before, after, "target") for before, after in targets]
     return ForgettingReport(
         subject=models[0].label,
         base_weights=models[0].base_weights,
         suites=tuple(result.suite.name for result in models),
-        held_out=_pooled(pairs, held_out=True),
-        protected=_pooled(pairs, held_out=False),
-        skills=_skills(pairs),
-        targets=tuple(Target(a.suite.name, Paired.of(b.outcomes, a.outcomes)) for b, a in targets),
-        flips=_flips(pairs),
+        held_out=_counts([row for row in counted if row.item.held_out]),
+        protected=_counts([row for row in counted if not row.item.held_out]),
+        skills=tuple(Skill(*fields) for fields in _tested({k: v for k, v in skills.items() if k in able})),
+        targets=tuple(Target(a.suite.name, _counts(_rows(b, a))) for b, a in targets if not a.suite.graded),
+        flips=_flips(row for row in counted if row.was and not row.right),
         drift=drift,
+        slices=tuple(Slice(*fields) for fields in _tested(slices)),
+        graded=tuple(row for pair in graded for row in _graded(*pair)),
+        gained=_flips(row for row in counted if row.right and not row.was),
+        unreached=tuple(sorted({skill for skill, _ in skills} - {skill for skill, _ in able})),
     )
 
 
-def _pooled(pairs: Sequence[tuple[EvalResult, EvalResult]], *, held_out: bool) -> Paired:
-    counts = Paired(0, 0, 0, 0)
-    for before, after in pairs:
-        counts += Paired.of(before.split(held_out), after.split(held_out))
-    return counts
+@dataclass(frozen=True)
+class _Row:
+    """One item, answered twice. `cluster` is None where the item shares none."""
+
+    before: EvalResult
+    after: EvalResult
+    item: Item
+    was: bool | float
+    right: bool | float
+
+    @property
+    def cluster(self) -> tuple[str, str] | None:
+        return None if self.item.cluster is None else (self.after.suite.name, self.item.cluster)
 
 
-def _skills(pairs: Sequence[tuple[EvalResult, EvalResult]]) -> tuple[Skill, ...]:
-    rows: dict[tuple[str, bool], Paired] = {}
-    for before, after in pairs:
-        for item, was, right in zip(after.suite.items, before.outcomes, after.outcomes, strict=True):
-            key = (item.skill, item.held_out)
-            rows[key] = rows.get(key, Paired(0, 0, 0, 0)) + Paired.of([was], [right])
-    p_values = [counts.p_value for counts in rows.values()]
-    skills = [
-        Skill(name, held_out, counts, p, adjusted)
-        for ((name, held_out), counts), p, adjusted in zip(
-            rows.items(), p_values, holm(p_values), strict=True
+def _rows(before: EvalResult, after: EvalResult) -> list[_Row]:
+    return [
+        _Row(before, after, item, was, right)
+        for item, was, right in zip(after.suite.items, before.outcomes, after.outcomes, strict=True)
+    ]
+
+
+def _by(rows: Iterable[_Row], key: Callable[[_Row], tuple[str, bool]]) -> dict[tuple[str, bool], list[_Row]]:
+    groups: dict[tuple[str, bool], list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def _counts(rows: Sequence[_Row]) -> Paired:
+    return Paired.of([r.was for r in rows], [r.right for r in rows], [r.cluster for r in rows])
+
+
+def _tested(
+    groups: Mapping[tuple[str, bool], Sequence[_Row]],
+) -> list[tuple[str, bool, Paired, float, float]]:
+    """(name, held out, counts, p, p adjusted over all groups), held-out first, then the worst loss."""
+    counts = {key: _counts(rows) for key, rows in groups.items()}
+    p_values = [pair.p_value for pair in counts.values()]
+    rows = [
+        (name, held_out, pair, p, adjusted)
+        for ((name, held_out), pair), p, adjusted in zip(
+            counts.items(), p_values, holm(p_values), strict=True
         )
     ]
-    # Held-out first, the worst loss first.
-    return tuple(sorted(skills, key=lambda skill: (not skill.held_out, -skill.counts.loss, skill.name)))
+    return sorted(rows, key=lambda row: (not row[1], -row[2].loss, row[0]))
 
 
-def _flips(pairs: Sequence[tuple[EvalResult, EvalResult]]) -> tuple[Flip, ...]:
+def _graded(before: EvalResult, after: EvalResult, role: str) -> list[Graded]:
+    """The row of a graded suite; none for another suite, or where a general one has no held-out item."""
+    suite = after.suite
+    rows = [row for row in _rows(before, after) if role == "target" or row.item.held_out]
+    if not suite.graded or not rows:
+        return []
+    means = PairedMeans.of(
+        [row.was for row in rows],
+        [row.right for row in rows],
+        [row.cluster for row in rows],
+        higher_is_better=suite.higher_is_better,
+        span=span_of(suite.metrics),
+    )
+    return [Graded(suite.name, role, suite.metric, means)]
+
+
+def _flips(rows: Iterable[_Row]) -> tuple[Flip, ...]:
     flips = [
         Flip(
-            after.suite.name,
-            item.id,
-            item.skill,
-            item.held_out,
-            item.text,
-            item.answer,
-            after.answers.get(item.id),
+            row.after.suite.name,
+            row.item.id,
+            row.item.skill,
+            row.item.held_out,
+            row.item.text,
+            row.item.answer,
+            row.after.answers.get(row.item.id),
+            row.before.answers.get(row.item.id),
         )
-        for before, after in pairs
-        for item, was, right in zip(after.suite.items, before.outcomes, after.outcomes, strict=True)
-        if was and not right
+        for row in rows
     ]
     # The ones with an answer to read, held-out ones first.
     return tuple(sorted(flips, key=lambda flip: (flip.model_answer is None, not flip.held_out))[:FLIPS_KEPT])
@@ -337,6 +397,22 @@ def uninformative(plain: ForgettingReport | Paired, *, below: float = UNINFORMAT
     return (
         f"The comparison is uninformative: plain LoRA loses {percent(counts.loss)} points here (lower bound "
         f"{percent(counts.loss_lower)}, under {percent(below)}), so there is little forgetting to prevent."
+    )
+
+
+def _worth(counts: Paired) -> str:
+    """` (40 clusters, worth 211 items)` where items share templates, else nothing."""
+    return f" ({counts.units} clusters, worth {counts.effective:.0f} items)" if counts.clusters else ""
+
+
+def graded_text(row: Graded) -> str:
+    """`wiki loses 0.021 of bits_per_byte/1 (95% interval …, upper bound …, n=…)`, in the metric's unit."""
+    means = row.means
+    low, high = means.loss_interval
+    verb = "loses" if means.loss > 0.0 else "gains"
+    return (
+        f"{row.suite} {verb} {abs(means.loss):.3g} of {row.metric} (95% interval of the loss {low:.3g} to "
+        f"{high:.3g}, upper bound {means.loss_upper:.3g}, n={means.n})"
     )
 
 

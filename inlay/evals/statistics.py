@@ -1,24 +1,35 @@
-"""Paired statistics on right-or-wrong outcomes, in plain Python: a promote must judge in milliseconds.
+"""Paired statistics in plain Python: a promote must judge in milliseconds.
 
-Two models answered the same items, so everything here is paired. What matters is in the *discordant*
-items: `lost` (the base was right, the model is wrong) and `gained` (the other way round). An item both got
-right or both got wrong says how good they are, and nothing about the difference.
+Two models answered the same items, so everything here is paired. For right-or-wrong outcomes what matters is
+in the *discordant* items: `lost` (the base was right, the model is wrong) and `gained` (the other way round).
+An item both got right or both got wrong says how good they are, and nothing about the difference.
 
 Intervals that a report shows are two-sided 95%. Bounds that a guard uses are one-sided 95%: the interval's
-ends at 90%. All proportions are fractions of the items, not percent.
+ends at 90%. Proportions are fractions of the items, not percent; graded figures are in the metric's unit.
+`benchmarks/coverage.py` says how often each of them holds the truth.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 from inlay.errors import InputError
+from inlay.evals.student import student_quantile
 
 Z_TWO_SIDED = NormalDist().inv_cdf(0.975)  # 1.9600: both ends of a 95% interval
 Z_ONE_SIDED = NormalDist().inv_cdf(0.95)  # 1.6449: one 95% bound
+MIN_CLUSTERS = 20
+"""From so many clusters on a figure speaks for others made like them; with fewer, for these alone."""
+UNSEEN_FLIPS = 3
+"""A design effect is estimated as if one cluster with so many flips had been seen besides: where nothing has
+flipped yet, nobody knows that flips would not come together."""
+REACHED = 0.10
+"""A general skill counts where the base answers at least this share of its items: what the base cannot do
+cannot be forgotten, and must not dilute what was. The rule looks at the base's outcomes only."""
 
 
 @dataclass(frozen=True)
@@ -43,26 +54,100 @@ class Paired:
             )
 
     @classmethod
-    def of(cls, base: Sequence[bool], model: Sequence[bool]) -> Paired:
-        """Counts from two outcome lists in the same item order; InputError where their lengths differ."""
-        if len(base) != len(model):
-            raise InputError(
-                f"paired outcomes must cover the same items, got {len(base)} and {len(model)}",
-                fix="score both on the same suite",
-            )
+    def of(
+        cls,
+        base: Sequence[bool | float],
+        model: Sequence[bool | float],
+        clusters: Sequence[Hashable] = (),
+    ) -> Paired:
+        """Counts from two outcome lists in the same item order; InputError where their lengths differ.
+
+        `clusters` says for each item which cluster it is of, None for an item of its own; empty where all
+        items are independent.
+        """
+        _check_lengths(len(base), len(model), len(clusters))
         pairs = [(bool(before), bool(after)) for before, after in zip(base, model, strict=True)]
         return cls(
             n=len(pairs),
             lost=pairs.count((True, False)),
             gained=pairs.count((False, True)),
             both=pairs.count((True, True)),
+            clusters=_kinds([after - before for before, after in pairs], clusters),
         )
 
     def __add__(self, other: Paired) -> Paired:
-        """The counts of two disjoint sets of items, pooled."""
+        """The counts of two disjoint sets of items, pooled; no cluster may have items in both."""
+        kinds: tuple[tuple[int, int, int], ...] = ()
+        if self.clusters or other.clusters:
+            counts: Counter[tuple[int, int]] = Counter()
+            for items, net, times in (*self._kinds, *other._kinds):
+                counts[items, net] += times
+            kinds = tuple((items, net, times) for (items, net), times in sorted(counts.items()) if times)
         return Paired(
-            self.n + other.n, self.lost + other.lost, self.gained + other.gained, self.both + other.both
+            n=self.n + other.n,
+            lost=self.lost + other.lost,
+            gained=self.gained + other.gained,
+            both=self.both + other.both,
+            clusters=kinds,
         )
+
+    @property
+    def _kinds(self) -> tuple[tuple[int, int, int], ...]:
+        """`clusters`, with each independent item as a cluster of its own."""
+        rest = self.n - self.lost - self.gained
+        return self.clusters or ((1, -1, self.lost), (1, 0, rest), (1, 1, self.gained))
+
+    @property
+    def units(self) -> int:
+        """How many independent units there are: clusters, or items where none share one."""
+        return sum(times for _, _, times in self.clusters) if self.clusters else self.n
+
+    @property
+    def few_clusters(self) -> bool:
+        """Whether items share clusters and these are fewer than `MIN_CLUSTERS`."""
+        return bool(self.clusters) and self.units < MIN_CLUSTERS
+
+    @property
+    def design_effect(self) -> float:
+        """How many items of these clusters tell as much as one independent item, at least 1.
+
+        The variance of the difference over clusters, K/(K−1) Σ (net_k − items_k delta)², over that of
+        independent items, Σ (d_i − delta)², both as if one cluster with `UNSEEN_FLIPS` flips (or the mean
+        size of the cluster that an item is in, if that is less) had been seen besides.
+        """
+        count = self.units
+        if not self.clusters or count < 2:
+            return 1.0
+        spread = sum(times * (net - items * self.delta) ** 2 for items, net, times in self.clusters)
+        alone = self.lost + self.gained - self.n * self.delta**2
+        unseen = min(UNSEEN_FLIPS, sum(times * items**2 for items, _, times in self.clusters) / self.n)
+        return max(1.0, (spread * count / (count - 1) + unseen**2) / (alone + unseen))
+
+    @property
+    def effective(self) -> float:
+        """How many independent items would tell as much: n / `design_effect`."""
+        return self.n / self.design_effect
+
+    @property
+    def method(self) -> str:
+        """How interval and bounds were found, for a reader."""
+        if not self.clusters:
+            return "Tango's score interval"
+        worth = f"{self.n} items in {self.units} clusters count as {self.effective:.0f}"
+        said = f"Tango's score interval; {worth}"
+        return f"{said}, and speak for these clusters alone" if self.few_clusters else said
+
+    def _interval(self, share: float) -> tuple[float, float]:
+        """Score interval of `delta` whose ends are one-sided bounds at `share`, on effective items.
+
+        Korn and Graubard's effective sample size (Survey Methodology 24 (1998), 193–201): n over the design
+        effect, times (z / t)² for the design effect's being estimated from K − 1 degrees of freedom.
+        """
+        z, count = NormalDist().inv_cdf(share), self.units
+        if not self.clusters or count < 2:
+            return tango_interval(self.n, self.lost, self.gained, z=z)
+        shrink = self.design_effect * (student_quantile(share, count - 1) / z) ** 2
+        return tango_interval(self.n / shrink, self.lost / shrink, self.gained / shrink, z=z)
 
     @property
     def base_score(self) -> float:
@@ -87,7 +172,7 @@ class Paired:
     @property
     def interval(self) -> tuple[float, float]:
         """Two-sided 95% score interval of `delta` (Tango 1998)."""
-        return tango_interval(self.n, self.lost, self.gained, z=Z_TWO_SIDED)
+        return self._interval(0.975)
 
     @property
     def loss_interval(self) -> tuple[float, float]:
@@ -98,95 +183,27 @@ class Paired:
     @property
     def loss_upper(self) -> float:
         """One-sided upper 95% bound of `loss`: what a guard holds against the allowance."""
-        return -tango_interval(self.n, self.lost, self.gained, z=Z_ONE_SIDED)[0]
+        return -self._interval(0.95)[0]
 
     @property
     def loss_lower(self) -> float:
         """One-sided lower 95% bound of `loss`: at least this much is gone."""
-        return -tango_interval(self.n, self.lost, self.gained, z=Z_ONE_SIDED)[1]
+        return -self._interval(0.95)[1]
 
     @property
     def gain_lower(self) -> float:
         """One-sided lower 95% bound of `delta`: at least this much was gained."""
-        return tango_interval(self.n, self.lost, self.gained, z=Z_ONE_SIDED)[0]
+        return self._interval(0.95)[0]
 
     @property
     def p_value(self) -> float:
-        """Exact two-sided McNemar p of "nothing changed"."""
-        return mcnemar(self.lost, self.gained)
+        """Two-sided p of "nothing changed": exact McNemar, or the same test with clusters for items."""
+        if not self.clusters:
+            return mcnemar(self.lost, self.gained)
+        return sign_flips([(abs(net), times) for _, net, times in self.clusters], self.gained - self.lost)
 
 
-@dataclass(frozen=True)
-class PairedMeans:
-    """Two models on the same `n` items with a graded metric: `before` and `after` are means in its unit.
-
-    `error` is the standard error of after − before, `skew` the skewness of the differences, over `units`
-    independent ones: the items, or the clusters of items where `clustered`.
-    """
-
-    n: int
-    before: float
-    after: float
-    error: float
-    skew: float
-    units: int
-    clustered: bool = False
-    higher_is_better: bool = True
-
-    @property
-    def base_score(self) -> float:
-        """The base's mean."""
-        return self.before
-
-    @property
-    def model_score(self) -> float:
-        """The model's mean."""
-        return self.after
-
-    @property
-    def delta(self) -> float:
-        """Improvement of the mean: after − before, its sign turned where lower is better."""
-        return self.after - self.before if self.higher_is_better else self.before - self.after
-
-    @property
-    def loss(self) -> float:
-        """What got worse; −`delta`."""
-        return -self.delta if self.delta else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Two-sided 95% interval of `delta`."""
-        return self._edge(0.025), self._edge(0.975)
-
-    @property
-    def loss_interval(self) -> tuple[float, float]:
-        """Two-sided 95% interval of `loss`."""
-        low, high = self.interval
-        return -high, -low
-
-    @property
-    def loss_upper(self) -> float:
-        """One-sided upper 95% bound of `loss`."""
-        return -self._edge(0.05)
-
-    @property
-    def loss_lower(self) -> float:
-        """One-sided lower 95% bound of `loss`."""
-        return -self._edge(0.95)
-
-    @property
-    def gain_lower(self) -> float:
-        """One-sided lower 95% bound of `delta`."""
-        return self._edge(0.05)
-
-    def _edge(self, share: float) -> float:
-        """The `share` quantile of what `delta` may truly be, by Student's t over the units."""
-        if self.units < 2:
-            return math.inf if share > 0.5 else -math.inf
-        return self.delta + self.error * student_quantile(share, self.units - 1)
-
-
-def tango_score(n: int, lost: int, gained: int, delta: float) -> float:
+def tango_score(n: float, lost: float, gained: float, delta: float) -> float:
     """Score statistic of "the true difference p_gained − p_lost is `delta`"; falls as `delta` rises.
 
     T(δ) = (gained − lost − nδ) / sqrt(n (2q + δ(1 − δ))), where q is the maximum-likelihood p_lost under
@@ -208,7 +225,7 @@ def tango_score(n: int, lost: int, gained: int, delta: float) -> float:
     return distance / math.sqrt(variance)
 
 
-def tango_interval(n: int, lost: int, gained: int, *, z: float = Z_TWO_SIDED) -> tuple[float, float]:
+def tango_interval(n: float, lost: float, gained: float, *, z: float = Z_TWO_SIDED) -> tuple[float, float]:
     """The differences p_gained − p_lost that a score test at ±`z` does not reject, by bisection to 1e-12.
 
     Valid with no discordant item at all, where it is ±z²/(n + z²); the whole (−1, 1) for n = 0. Wald's
@@ -266,61 +283,32 @@ def mcnemar(lost: int, gained: int) -> float:
     return min(1.0, math.ldexp(float(tail >> shift), shift + 1 - flips))
 
 
-def student_quantile(share: float, freedom: int) -> float:
-    """The value under which `share` of Student's t lies, by bisection of the distribution to 1e-12."""
-    if share == 0.5:
-        return 0.0
-    if share < 0.5:
-        return -student_quantile(1.0 - share, freedom)
-    low, high = 0.0, 1.0
-    while student_cdf(high, freedom) < share:
-        low, high = high, 2.0 * high
-    for _ in range(100):
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if student_cdf(middle, freedom) < share else (low, middle)
-        if high - low < 1e-12 * high:
-            break
-    return (low + high) / 2.0
+def sign_flips(nets: Iterable[tuple[int, int]], total: int) -> float:
+    """Two-sided p of "each cluster's net might as well have the other sign": exact, by convolution.
 
-
-def student_cdf(t: float, freedom: int) -> float:
-    """P(T ≤ `t`) for Student's t: 1 − I(ν / (ν + t²); ν/2, ½) / 2 for t ≥ 0."""
-    tail = _incomplete_beta(freedom / (freedom + t * t), freedom / 2.0, 0.5) / 2.0
-    return 1.0 - tail if t >= 0.0 else tail
-
-
-def _incomplete_beta(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I(x; a, b), by its continued fraction (Lentz's method).
-
-    Abramowitz and Stegun, 26.5.8.
+    `nets`: (size of a cluster's net, how many clusters have it); `total`: the sum of the nets as observed.
+    P(|Σ ± net_k| ≥ |total|), which for clusters of one item is McNemar's exact test. Past `_EXACT_STEPS`
+    steps the normal approximation of the same sum.
     """
-    if x <= 0.0 or x >= 1.0:
-        return min(max(x, 0.0), 1.0)
-    if x > (a + 1.0) / (a + b + 2.0):  # the fraction converges fast on the other side only
-        return 1.0 - _incomplete_beta(1.0 - x, b, a)
-    front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )
-    tiny = 1e-300
-    fraction, above, below = 1.0, 1.0, 0.0
-    for step in range(1000):
-        half = step // 2
-        if step == 0:
-            term = 1.0
-        elif step % 2 == 0:
-            term = half * (b - half) * x / ((a + step - 1.0) * (a + step))
-        else:
-            term = -(a + half) * (a + b + half) * x / ((a + step - 1.0) * (a + step))
-        below = 1.0 / (_off_zero(1.0 + term * below, tiny))
-        above = _off_zero(1.0 + term / above, tiny)
-        fraction *= above * below
-        if step and abs(1.0 - above * below) < 1e-15:
-            break
-    return front * (fraction - 1.0) / a
+    counts = [(size, times) for size, times in nets if size and times]
+    reach = sum(size * times for size, times in counts)
+    if total == 0 or not counts:
+        return 1.0
+    if reach * sum(times for _, times in counts) > _EXACT_STEPS:
+        spread = math.sqrt(sum(size * size * times for size, times in counts))
+        return math.erfc(abs(total) / spread / math.sqrt(2.0))
+    # chances[k]: the probability that the sum so far is 2k − what all have together so far.
+    chances = [1.0]
+    for size, times in counts:
+        for _ in range(times):
+            longer = [chance / 2.0 for chance in chances] + [0.0] * size
+            for at, chance in enumerate(chances):
+                longer[at + size] += chance / 2.0
+            chances = longer
+    return min(1.0, 2.0 * sum(chances[(reach + abs(total)) // 2 :]))
 
 
-def _off_zero(value: float, tiny: float) -> float:
-    return tiny if abs(value) < tiny else value
+_EXACT_STEPS = 2_000_000
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -331,6 +319,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def reached(base: Sequence[bool | float]) -> bool:
+    """Whether outcomes of the base on one skill's items make it a skill of this base: at least `REACHED`."""
+    return sum(map(bool, base)) >= REACHED * len(base) > 0
 
 
 def needed_items(limit: float) -> int:
@@ -372,6 +365,28 @@ def probability_of_passing(n: int, true_loss: float, limit: float, *, gained_rat
                 _binomial(lost, rest, min(1.0, share)) for lost in range(min(passing, rest) + 1)
             )
     return min(1.0, total)
+
+
+def _kinds(nets: Sequence[int], clusters: Sequence[Hashable]) -> tuple[tuple[int, int, int], ...]:
+    """The clusters counted by (items, net); nothing where no two items share one."""
+    items: Counter[Hashable] = Counter(cluster for cluster in clusters if cluster is not None)
+    if not items or max(items.values()) < 2:
+        return ()
+    sums: Counter[Hashable] = Counter()
+    alone = [(1, net) for net, cluster in zip(nets, clusters, strict=True) if cluster is None]
+    for net, cluster in zip(nets, clusters, strict=True):
+        if cluster is not None:
+            sums[cluster] += net
+    kinds = Counter([*alone, *((size, sums[cluster]) for cluster, size in items.items())])
+    return tuple((size, net, times) for (size, net), times in sorted(kinds.items()))
+
+
+def _check_lengths(base: int, model: int, clusters: int) -> None:
+    if base != model or clusters not in (0, base):
+        said = f"{base} and {model}" if base != model else f"{base}, in clusters {clusters}"
+        raise InputError(
+            f"paired outcomes must cover the same items, got {said}", fix="score both on the same suite"
+        )
 
 
 def _most_passing(n: int, gained: int, limit: float) -> int:

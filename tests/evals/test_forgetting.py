@@ -13,7 +13,7 @@ from inlay.errors import InputError
 from inlay.evals.drift import Drift
 from inlay.evals.forgetting import FLIPS_KEPT, ForgettingReport, compare, percent, uninformative
 from inlay.evals.statistics import Paired, holm
-
+from inlay.evals.suites import Suite
 
 FIRST_SCHEMA = (
     "subject", "base_weights", "suites", "created", "verdict", "lost", "held_out", "protected", "skills",
@@ -128,6 +128,85 @@ def test_several_suites_are_pooled() -> None:
     )
     assert report.suites == ("general-v1", "other")
     assert report.held_out == Paired(60, 20, 0, 40)
+
+
+ROWS = [
+    {
+        "id": f"i{k}", "prompt": f"q{k}", "answer": f"a{k}", "skill": f"skill{k % 4}",
+        "split": "held_out" if k % 2 else "protected", "cluster": f"t{k // 8}",
+        "slice": "long" if k < 80 else "short",
+    }
+    for k in range(400)
+]  # fmt: skip
+CLUSTERED = Suite.of_rows("general-v1", ROWS)
+
+
+def test_clusters_decide_the_verdict() -> None:
+    base = result_of(CLUSTERED, [True] * 400)
+    whole = compare(base, result_of(CLUSTERED, [k >= 32 for k in range(400)], subject="m"))
+    spread = compare(base, result_of(CLUSTERED, [k % 25 > 1 for k in range(400)], subject="m"))
+    assert whole.held_out.clusters == ((4, -4, 4), (4, 0, 46))
+    assert whole.lost == spread.lost == 0.08
+    assert whole.upper > spread.upper > Paired(200, 16, 0, 184).loss_upper
+    assert "n=200 (50 clusters, worth 5" in whole.verdict
+    again = ForgettingReport.from_dict(json.loads(json.dumps(whole.to_dict())))
+    assert again == whole
+
+
+def test_slices_stand_beside_skills_and_are_adjusted_apart() -> None:
+    base = result_of(CLUSTERED, [True] * 400)
+    report = compare(base, result_of(CLUSTERED, [k >= 32 for k in range(400)], subject="m"))
+    first = report.slices[0]
+    assert (first.name, first.held_out, first.counts.lost, first.counts.n) == ("long", True, 16, 40)
+    assert [s.p_adjusted for s in report.slices] == pytest.approx(holm([s.p for s in report.slices]))
+    assert len(report.slices) == 4 and len(report.skills) == 4
+    assert report.levels["registration"] == ("general", "slices")
+    assert compare(base, base).levels["load"] == ()
+
+
+def test_what_the_base_cannot_do_is_not_counted() -> None:
+    suite = suite_of(800)
+    can = [k % 4 != 0 or k % 40 == 0 for k in range(800)]  # a tenth of skill0
+    can_not = [k % 4 != 0 for k in range(800)]
+    after = [False] * 800
+    assert compare(result_of(suite, can), result_of(suite, after, subject="m")).unreached == ()
+    report = compare(result_of(suite, can_not), result_of(suite, [k == 4 for k in range(800)], subject="m"))
+    assert report.unreached == ("skill0",)
+    assert report.held_out == Paired(200, 200, 0, 0)  # of skill1 alone, undiluted
+    assert [skill.name for skill in report.skills] == ["skill1", "skill2", "skill3"]
+    assert report.gained == ()
+    nothing = compare(result_of(suite, after), result_of(suite, after, subject="m"))
+    assert "the base can do none of the held-out skills" in nothing.verdict
+
+
+def test_flips_both_ways_with_both_answers() -> None:
+    suite = suite_of(8, skills=2, held_out=1)
+    base = result_of(suite, [True] * 7 + [False], answers={"i0": "a0", "i7": "before"})
+    model = result_of(suite, [False] + [True] * 7, subject="m", answers={"i0": "oops", "i7": "a7"})
+    report = compare(base, model)
+    (lost,), (won,) = report.flips, report.gained
+    assert (lost.id, lost.base_answer, lost.model_answer) == ("i0", "a0", "oops")
+    assert (won.id, won.base_answer, won.model_answer) == ("i7", "before", "a7")
+
+
+def test_graded_suites_are_rows_in_their_unit() -> None:
+    rows = [dict(row, metric="token_f1") for row in ROWS]
+    suite = Suite.of_rows("wiki", rows)
+    base = result_of(suite, [0.8] * 400)
+    model = result_of(suite, [0.7 if k % 2 else 0.9 for k in range(400)], subject="m")
+    plain = result_of(CLUSTERED, [True] * 400)
+    report = compare([plain, base], [plain, model], targets=[(base, model)])
+    general, target = report.graded
+    assert (general.role, target.role, general.suite, general.metric) == (
+        "general", "target", "wiki", "token_f1/1",
+    )  # fmt: skip
+    assert general.means.delta == pytest.approx(-0.1) and general.means.n == 200  # held-out items only
+    assert target.means.delta == pytest.approx(0.0) and target.means.units == 50
+    assert report.held_out.n == 200 and report.targets == ()
+    again = ForgettingReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert again == report
+    alone = compare(base, model)
+    assert alone.verdict.startswith("m: wiki loses 0.1 of token_f1/1 (95% interval of the loss ")
 
 
 def test_what_cannot_be_compared() -> None:

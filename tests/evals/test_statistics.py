@@ -22,6 +22,8 @@ from inlay.evals.statistics import (
     mcnemar,
     needed_items,
     probability_of_passing,
+    reached,
+    sign_flips,
     tango_interval,
     tango_score,
     wilson,
@@ -208,6 +210,73 @@ def test_probability_of_passing_falls_with_the_loss_and_is_5_percent_at_the_limi
     assert chances[0] > 0.99 and chances[3] < 0.07
     with pytest.raises(InputError, match="rates must be in 0…1"):
         probability_of_passing(400, 1.2, 0.05)
+
+
+CLUSTERED = Paired.of(
+    [True] * 60, [k % 6 != 0 or k > 30 for k in range(60)], [f"t{k // 3}" for k in range(60)]
+)
+
+
+def test_clusters_are_counted_by_what_happened_in_them() -> None:
+    assert Paired(60, 6, 0, 54, clusters=((3, -1, 6), (3, 0, 14))) == CLUSTERED
+    assert (CLUSTERED.units, CLUSTERED.few_clusters) == (20, False)
+    alone = Paired.of([True, False, True], [False, True, True], ["a", None, "b"])
+    assert alone.clusters == () and alone == Paired(3, 1, 1, 1)  # nobody shares a cluster
+    mixed = CLUSTERED + Paired(10, 2, 1, 7)
+    assert mixed.clusters == ((1, -1, 2), (1, 0, 7), (1, 1, 1), (3, -1, 6), (3, 0, 14))
+    assert (mixed.n, mixed.units, mixed.delta) == (70, 30, pytest.approx(-7 / 70))
+    with pytest.raises(InputError, match="in clusters 2"):
+        Paired.of([True], [True], ["a", "b"])
+
+
+def test_the_design_effect_is_the_ratio_of_the_two_variances() -> None:
+    """Against numpy, item by item: with many flips the three unseen ones hardly count."""
+    random = np.random.default_rng(5)
+    clusters = np.repeat(np.arange(300), 7)
+    whole = random.random(300) < 0.3
+    model = ~np.repeat(whole, 7) & (random.random(2100) < 0.95)
+    pair = Paired.of([True] * 2100, model.tolist(), clusters.tolist())
+    d = model.astype(float) - 1.0
+    nets = np.array([d[clusters == k].sum() for k in range(300)])
+    variance = 300 / 299 * ((nets - 7 * d.mean()) ** 2).sum()
+    assert pair.design_effect == pytest.approx(variance / ((d - d.mean()) ** 2).sum(), rel=0.01)
+    assert pair.effective == pytest.approx(2100 / pair.design_effect)
+
+
+def test_clusters_widen_and_never_narrow() -> None:
+    together = Paired.of([True] * 400, [k >= 20 for k in range(400)], [k // 10 for k in range(400)])
+    apart = Paired.of([True] * 400, [k % 20 != 0 for k in range(400)], [k // 10 for k in range(400)])
+    plain = Paired(400, 20, 0, 380)
+    assert together.loss_upper > apart.loss_upper > plain.loss_upper
+    assert together.design_effect > 8 and 1.0 <= apart.design_effect < 1.3
+    untouched = Paired.of([True] * 400, [True] * 400, [k // 10 for k in range(400)])
+    assert untouched.design_effect == 3.0  # nobody knows yet whether flips come together
+    assert untouched.loss_upper > Paired(400, 0, 0, 400).loss_upper
+    assert "400 items in 40 clusters count as 133" in untouched.method
+    few = Paired.of([True] * 60, [True] * 60, [k // 20 for k in range(60)])
+    assert few.few_clusters and few.method.endswith("speak for these clusters alone")
+    one = Paired.of([True] * 60, [True] * 60, ["t"] * 60)
+    assert one.interval == Paired(60, 0, 0, 60).interval and one.few_clusters
+
+
+def test_sign_flips_against_every_combination_of_signs() -> None:
+    random = np.random.default_rng(11)
+    signs = np.array(list(itertools.product((-1, 1), repeat=11)))
+    for _ in range(10):
+        nets = random.integers(-4, 4, size=11)
+        total = int(nets.sum())
+        brute = (np.abs(signs @ nets) >= abs(total)).mean()
+        assert sign_flips([(abs(int(x)), 1) for x in nets], total) == pytest.approx(brute, abs=1e-12)
+    assert sign_flips([(1, 71)], 11) == pytest.approx(mcnemar(30, 41), rel=1e-9)
+    assert sign_flips([], 0) == 1.0
+    large = sign_flips([(2, 1500), (3, 1000)], 400)  # by the normal approximation
+    assert large == pytest.approx(2 * stats.norm.sf(400 / math.sqrt(15_000)), rel=1e-9)
+    assert CLUSTERED.p_value == pytest.approx(2 * 0.5**6)
+
+
+def test_a_skill_is_reached_by_the_bases_outcomes() -> None:
+    assert reached([True] + [False] * 9)
+    assert not reached([True] + [False] * 10) and not reached([])
 
 
 def test_quantiles() -> None:
