@@ -1,8 +1,8 @@
 """One adapter by itself, as PEFT runs it: for kinds whose delta is no product B @ A on the plain base.
 
-PEFT changes the modules it is given, some of its kinds the weights as well. So it gets a twin of the base: the
-same tree of modules anew, over the same tensors. The base keeps its own, and taking the adapter off is letting
-go of the twin.
+PEFT changes the modules it is given, some of its kinds the weights too. So it gets a twin of the base:
+the same tree of modules anew, over the same tensors. The base keeps its own, and taking the adapter off is
+letting go of the twin.
 
 Knows PEFT and modules. Does not know recipes or the bank's arithmetic.
 """

@@ -265,6 +265,12 @@ class Bank:
         self._names[slot] = None
         self._laid_out()
 
+    def refuse_others(self) -> None:
+        """InputError where layers of another bank are in the model: they would speak beside this one."""
+        for module in self.model.modules():
+            if isinstance(module, BankLayer) and module.gate is not self.gate:
+                raise _carries_another()
+
     def detach(self) -> None:
         """Put the base's own modules back; every slot is free."""
         for module, layer in self.layers.items():
@@ -354,9 +360,7 @@ class Bank:
         except AttributeError:
             raise InputError(f"{owner.name} adapts {module}, which the base does not have") from None
         if isinstance(inner, BankLayer):
-            raise InputError(
-                "this base carries another composed model", fix="detach that one, or load the base again"
-            )
+            raise _carries_another()
         shape = in_out(inner)
         if shape is None:
             raise InputError(
@@ -376,6 +380,12 @@ class Bank:
     def _put(self, module: str, layer: nn.Module) -> None:
         parent, _, child = module.rpartition(".")
         setattr(self.model.get_submodule(parent), child, layer)
+
+
+def _carries_another() -> InputError:
+    return InputError(
+        "this base carries another composed model", fix="detach that one, or load the base again"
+    )
 
 
 def in_out(module: nn.Module) -> tuple[int, int] | None:

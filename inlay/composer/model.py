@@ -59,7 +59,10 @@ class ComposedModel:
         Whatever fails, fails before the gate is turned: what served goes on serving.
         """
         routers = load_routers(self.store, plan, target.ref)
-        alone = None if plan.alone is None else load_alone(self.base.model, self.store, plan.alone.version)
+        alone = None
+        if plan.alone is not None:
+            self._bank.refuse_others()
+            alone = load_alone(self.base.model, self.store, plan.alone.version)
         in_bank = plan.slots if alone is None else ()
         missing = {slot.digest: slot for slot in in_bank if slot.digest not in self._held}
         adapters = [adapter_of(self.store, slot) for slot in missing.values()]
@@ -82,6 +85,9 @@ class ComposedModel:
     def _speaks_through(self, alone: PeftModel | None) -> None:
         self._alone = alone
         self.chat.model = self.model
+        # Padding would stand between a learned prompt and the request, and move one away from the other.
+        prompted = alone is not None and alone.active_peft_config.is_prompt_learning
+        self.chat.batch_tokens = 1 if prompted else self.base_chat.batch_tokens
 
     @property
     def model(self) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -30,6 +31,35 @@ Route: TypeAlias = "Callable[[list[list[int]]], AbstractContextManager[None]]"
 
 Progress: TypeAlias = "Callable[[int, int], None]"
 """Called with (items done, items in all)."""
+
+PLAIN: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": None,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "typical_p": 1.0,
+}
+"""What a base's own generation settings must not add: some ship with a penalty for repetition, and greedy
+decoding would then not be the argmax that one forward pass shows."""
+
+_LOGITS_AT_ONCE = 1 << 26
+"""Logits computed in one piece, 256 MB in float32."""
+
+
+class PromptError(InputError):
+    """An error about one of the prompts of a call; `index` is its place among them."""
+
+    def __init__(self, message: str, *, index: int, fix: str | None = None) -> None:
+        super().__init__(message, fix=fix)
+        self.index = index
 
 
 @dataclass(frozen=True)
@@ -177,7 +207,8 @@ def head_only_at(model: torch.nn.Module, positions: torch.Tensor) -> Iterator[li
     seen: list[torch.Tensor] = []
 
     def select(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        seen.append(args[0][positions])
+        # What a prompt-tuned model puts before its input is no position of it.
+        seen.append(args[0][:, -positions.shape[1] :][positions])
         return (seen[-1].unsqueeze(0), *args[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(select)  # type: ignore[operator]
@@ -185,6 +216,42 @@ def head_only_at(model: torch.nn.Module, positions: torch.Tensor) -> Iterator[li
         yield seen
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def drawn_from(seed: int | None, device: str) -> Iterator[None]:
+    """Inside, torch's draws start from `seed`; afterwards its generators are as before. None: no change."""
+    import torch
+
+    if seed is None:
+        yield
+        return
+    devices = [torch.device(device)] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _not_finite(index: int) -> PromptError:
+    return PromptError(
+        "a model's logits must be finite, and they are NaN or infinite",
+        index=index,
+        fix="its weights overflowed or are broken: try dtype float32, else train it again at a lower rate",
+    )
+
+
+def _finite_rows(rows: Sequence[int]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A logits processor that changes nothing and raises PromptError where a row's highest logit is NaN or
+    infinite; `rows` are the prompts' indices, each of which may stand for several beams."""
+    import torch
+
+    def check(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        bad = ~torch.isfinite(scores.amax(-1))
+        if bool(bad.any()):
+            raise _not_finite(rows[int(bad.nonzero()[0]) * len(rows) // len(scores)])
+        return scores
+
+    return check
 
 
 class Chat:
@@ -233,12 +300,15 @@ class Chat:
         *,
         max_new_tokens: int = 64,
         progress: Progress | None = None,
+        seed: int | None = None,
         **decoding: Any,
     ) -> list[str]:
         """Answers in the order of the prompts, without special tokens, stripped.
 
-        `decoding`: further arguments of transformers' `generate` (do_sample, temperature, num_beams …).
-        Raises InputError for a prompt that leaves no room in the base's context.
+        `decoding`: further arguments of transformers' `generate` (do_sample, temperature, num_beams …); what
+        is not named there is `PLAIN`, whatever settings the base ships with. With `seed` the draws of each
+        batch start from it, and torch's own generators are left as they were. Raises PromptError for a prompt
+        that leaves no room in the base's context, or on which the model's logits are not finite.
         """
         import torch
 
@@ -247,13 +317,18 @@ class Chat:
         ]
         answers = [""] * len(encoded)
         done = 0
-        settings = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **decoding}
+        settings = {**PLAIN, "pad_token_id": self.tokenizer.pad_token_id, **decoding}
+        given = settings.pop("logits_processor", ())
         for rows in batches_by_length([len(e) + max_new_tokens for e in encoded], self.batch_tokens):
             prompt_ids = [encoded[i] for i in rows]
             ids, mask = pad(prompt_ids, self.tokenizer.pad_token_id, side="left", device=self.device)
-            with torch.inference_mode(), self._routed(prompt_ids):
+            with torch.inference_mode(), self._routed(prompt_ids), drawn_from(seed, self.device):
                 out = self.model.generate(
-                    input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **settings
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    logits_processor=[*given, _finite_rows(rows)],
+                    **settings,
                 )
             texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
             for i, text in zip(rows, texts, strict=True):
@@ -268,11 +343,23 @@ class Chat:
     ) -> list[bool]:
         """Would greedy decoding give exactly these answers? One forward pass each instead of one a token:
         greedy emits the answer if and only if each of its tokens, and the end of the turn, is the argmax
-        after the ones before it."""
+        after the ones before it.
+
+        Where the chat template rewrites an answer (some put an empty thought before it), no single pass can
+        tell, and the model is asked to generate. Raises PromptError for an answer that no tokens spell, which
+        every model with this tokenizer would get wrong, and where the logits are not finite.
+        """
+        pairs = [encode_pair(self.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
+        rewritten = self._rewritten(pairs, answers)
+        plain = [i for i in range(len(pairs)) if i not in rewritten]
         verdicts = [False] * len(prompts)
         done = 0
-        for rows, hidden, targets, counts in self.states(prompts, answers):
-            right = (self.head(hidden).argmax(-1) == targets).tolist()
+        for rows, hidden, targets, counts in self._states([pairs[i] for i in plain], plain):
+            right = []
+            for piece, wanted in zip(*self._pieces(hidden, targets), strict=True):
+                highest, ids = self.head(piece).max(-1)
+                self._refuse_not_finite(highest, rows, counts, before=len(right))
+                right += (ids == wanted).tolist()
             start = 0
             for i, count in zip(rows, counts, strict=True):
                 verdicts[i] = all(right[start : start + count])
@@ -280,7 +367,81 @@ class Chat:
             done += len(rows)
             if progress:
                 progress(done, len(prompts))
+        if rewritten:
+            room = max(len(row) - n for row, n in (pairs[i] for i in rewritten)) + 8
+            try:
+                said = self.generate([prompts[i] for i in rewritten], max_new_tokens=room)
+            except PromptError as error:
+                raise PromptError(error.message, index=rewritten[error.index], fix=error.fix) from error
+            for i, text in zip(rewritten, said, strict=True):
+                verdicts[i] = text == answers[i].strip()
+            if progress:
+                progress(len(prompts), len(prompts))
         return verdicts
+
+    def likelihoods(
+        self, prompts: Sequence[Prompt], answers: Sequence[str], *, progress: Progress | None = None
+    ) -> list[tuple[float, int]]:
+        """(negative log-likelihood in nats, tokens) of each answer and the end of its turn, from logits in
+        float32. PromptError where the logits are not finite."""
+        import torch
+
+        pairs = [encode_pair(self.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
+        found = [(0.0, 0)] * len(prompts)
+        done = 0
+        for rows, hidden, targets, counts in self._states(pairs, range(len(pairs))):
+            costs: list[float] = []
+            for piece, wanted in zip(*self._pieces(hidden, targets), strict=True):
+                nats = torch.nn.functional.cross_entropy(self.head(piece), wanted, reduction="none")
+                self._refuse_not_finite(nats, rows, counts, before=len(costs))
+                costs += nats.tolist()
+            start = 0
+            for i, count in zip(rows, counts, strict=True):
+                found[i] = (math.fsum(costs[start : start + count]), count)
+                start += count
+            done += len(rows)
+            if progress:
+                progress(done, len(prompts))
+        return found
+
+    def _rewritten(self, pairs: Sequence[tuple[list[int], int]], answers: Sequence[str]) -> list[int]:
+        """Which answers the template changed; PromptError for one that the tokenizer cannot spell at all."""
+        spelt = self.tokenizer.batch_decode([row[n:] for row, n in pairs], skip_special_tokens=True)
+        changed = [i for i, answer in enumerate(answers) if spelt[i].strip() != answer.strip()]
+        for i in changed:
+            ids = self.tokenizer(answers[i], add_special_tokens=False)["input_ids"]
+            back = self.tokenizer.decode(ids, skip_special_tokens=True)
+            if back.strip() != answers[i].strip():
+                raise PromptError(
+                    f"an expected answer must be one that the tokenizer can spell, and it makes "
+                    f"{back.strip()[:60]!r} of {answers[i][:60]!r}",
+                    index=i,
+                    fix="change the answer, or score the item by contains",
+                )
+        return changed
+
+    def _pieces(
+        self, hidden: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """Both cut alike, so that the logits of a piece stay small."""
+        vocabulary = int(self.model.get_output_embeddings().weight.shape[0])
+        size = max(1, _LOGITS_AT_ONCE // vocabulary)
+        return hidden.split(size), targets.split(size)
+
+    def _refuse_not_finite(
+        self, values: torch.Tensor, rows: Sequence[int], counts: Sequence[int], *, before: int
+    ) -> None:
+        """PromptError naming the prompt of the first value that is NaN or infinite; `before` values of the
+        batch came earlier."""
+        import torch
+
+        bad = ~torch.isfinite(values)
+        if bool(bad.any()):
+            place = before + int(bad.nonzero()[0])
+            for i, count in zip(rows, counts, strict=True):
+                if place < count:
+                    raise _not_finite(i)
+                place -= count
 
     def states(
         self, prompts: Sequence[Prompt], answers: Sequence[str]
@@ -291,10 +452,16 @@ class Chat:
         (n,); positions an item has), where n is the sum of the counts and items stand in the order of the
         indices. Depends only on lengths, so two models over the same items yield the same batches.
         """
+        pairs = [encode_pair(self.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
+        yield from self._states(pairs, range(len(pairs)))
+
+    def _states(
+        self, pairs: Sequence[tuple[list[int], int]], indices: Sequence[int]
+    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor, list[int]]]:
+        """`states` of what is encoded already; `indices` are what the pairs are called."""
         import torch
 
-        pairs = [encode_pair(self.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
-        for i, (row, _) in enumerate(pairs):
+        for i, (row, _) in zip(indices, pairs, strict=True):
             self._fitting(row, 0, i)
         for rows in batches_by_length([len(row) for row, _ in pairs], self.batch_tokens):
             chosen = [pairs[i] for i in rows]
@@ -312,7 +479,7 @@ class Chat:
                 head_only_at(self.model, predicts) as seen,
             ):
                 self.model(input_ids=ids, attention_mask=mask, use_cache=False)
-            yield rows, seen[0], ids[answer], [len(row) - n for row, n in chosen]
+            yield [indices[i] for i in rows], seen[0], ids[answer], [len(row) - n for row, n in chosen]
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (n, vocab), float32, from final hidden states (n, hidden size); the cap that some
@@ -327,9 +494,10 @@ class Chat:
     def _fitting(self, ids: list[int], room: int, index: int) -> list[int]:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is not None and len(ids) + room > limit:
-            raise InputError(
+            raise PromptError(
                 f"prompt and answer must fit the base's context of {limit} tokens, "
                 f"and prompt {index + 1} needs {len(ids) + room}",
+                index=index,
                 fix="shorten it or lower max_new_tokens",
             )
         return ids
