@@ -8,6 +8,7 @@ from pathlib import Path
 from inlay.composer.model import BaseLike, ComposedModel, compose
 from inlay.evals.forgetting import ForgettingReport
 from inlay.evals.ledger import Say, measure, scored
+from inlay.evals.perturbing import Given
 from inlay.evals.scoring import EvalResult
 from inlay.evals.suites import Suite
 from inlay.registry import Registry
@@ -59,11 +60,15 @@ def forgetting(
     target: Sequence[SuiteLike] = (),
     store: Registry | None = None,
     base: BaseLike = None,
+    rigidity: Given | bool = False,
+    overhead: bool = False,
     say: Say | None = None,
 ) -> ForgettingReport:
     """What a composed model forgot of the general skills and gained on its targets; kept in the store.
 
     Losses on protected skills stand beside those on held-out ones; the verdict is about the latter.
+    `rigidity`: ask the suites with typos, other letter case, spaces and wordings as well; `Given` adds
+    misspellings, wordings and variants of one's own. `overhead`: time the model against its base as well.
     """
     if isinstance(model, str):
         model = compose(model, store=store, base=base)
@@ -77,6 +82,8 @@ def forgetting(
         target=[suite_of(s, store) for s in target],
         store=store,
         cache=cache_dir(),
+        rigidity=rigidity,
+        overhead=overhead,
         say=say,
     )
     return model.report

@@ -7,11 +7,17 @@ variant just composed) alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from inlay.errors import InputError
 from inlay.evals.drift import measure_drift
 from inlay.evals.forgetting import ForgettingReport, compare
+from inlay.evals.overhead import measure_overhead
+from inlay.evals.perturbing import Given, perturbed, sample
+from inlay.evals.rigidity import Measured
+from inlay.evals.rigidity import rigidity as rigidity_of
 from inlay.evals.scoring import EvalResult, Model, evaluate_model, from_record, to_record
 from inlay.evals.suites import Suite
 
@@ -20,6 +26,9 @@ if TYPE_CHECKING:
 
 PROBE_ITEMS = 96
 """Prompts of the drift probe: enough for its means, a second or two on a small base."""
+
+RIGID_SOURCES = 200
+"""Items of a suite that are asked again less neatly, each about four times."""
 
 Say = Callable[[str, int, int], None]
 """Called with (what is being measured, items done, items in all)."""
@@ -75,12 +84,16 @@ def measure(
     target: Sequence[Suite] = (),
     store: Registry | None = None,
     cache: Path | None = None,
+    rigidity: Given | bool = False,
+    overhead: bool = False,
     say: Say | None = None,
 ) -> ForgettingReport:
     """What `model` lost of `general` and gained on `target` against its base, and how far it drifted.
 
     Scores go into `store` one by one, so an interrupted measurement goes on where it stopped; the report
-    goes there as well. The drift probe is the first held-out prompts of each skill in turn.
+    goes there as well. The drift probe is the first held-out prompts of each skill in turn. `rigidity`: the
+    suites are also asked with typos and the like, `RIGID_SOURCES` items of each. `overhead`: both are also
+    timed on the probe's prompts.
     """
 
     def both(suite: Suite) -> tuple[EvalResult, EvalResult]:
@@ -93,9 +106,44 @@ def measure(
     targets = [both(suite) for suite in target]
     drift = measure_drift(base, model, _probe(general), cache=cache)
     report = compare([b for b, _ in pairs], [m for _, m in pairs], targets=targets, drift=drift)
+    if rigidity is not False:
+        given = rigidity if isinstance(rigidity, Given) else Given()
+        roles = [("general", pair) for pair in pairs] + [("target", pair) for pair in targets]
+        report = replace(report, rigidity=_rigidity(roles, given, both))
+    if overhead:
+        times = measure_overhead(
+            base, model, _probe(general), subject=label, base_weights=model.fingerprint.weights
+        )
+        report = replace(report, overhead=times.to_dict())
+        if store is not None:
+            store.put_report(subject, "overhead", times.to_dict())
     if store is not None:
         store.put_report(subject, "forgetting", report.to_dict())
     return report
+
+
+def _rigidity(
+    measured: Sequence[tuple[str, tuple[EvalResult, EvalResult]]],
+    given: Given,
+    both: Callable[[Suite], tuple[EvalResult, EvalResult]],
+) -> dict[str, Any] | None:
+    """The right-or-wrong suites asked again less neatly; None where all are graded."""
+    exact = [(role, before, after) for role, (before, after) in measured if not after.suite.graded]
+    known = {item.id for _, _, after in exact for item in after.suite.items}
+    unknown = sorted(given.variants.keys() - known)
+    if unknown:
+        raise InputError(
+            f"variants must be of items of the suites measured, and {unknown[0]!r} is in none",
+            fix="write the id of the item it is a variant of into `source_id`",
+        )
+    parts = []
+    for role, before, after in exact:
+        mine = {item.id: given.variants[item.id] for item in after.suite.items if item.id in given.variants}
+        source = sample(after.suite, RIGID_SOURCES, always=mine.keys())
+        parts.append(
+            Measured(role, before, after, *both(perturbed(source, given=replace(given, variants=mine))))
+        )
+    return rigidity_of(parts).to_dict() if parts else None
 
 
 def _probe(suites: Sequence[Suite]) -> list:

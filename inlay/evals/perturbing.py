@@ -110,15 +110,17 @@ def source_of(item: Item) -> str:
     return item.id.rpartition("~")[0]
 
 
-def sample(suite: Suite, items: int) -> Suite:
-    """At most `items` held-out items (all items where none is held out), dealt from the skills in turn."""
+def sample(suite: Suite, items: int, *, always: Collection[str] = ()) -> Suite:
+    """At most `items` held-out items (of all where none is held out), dealt from the skills in turn, and the
+    items called `always`."""
     skills: dict[str, list[Item]] = {}
+    any_held_out = any(item.held_out for item in suite.items)
     for item in suite.items:
-        if item.held_out or not any(i.held_out for i in suite.items):
+        if item.held_out or not any_held_out:
             skills.setdefault(item.skill, []).append(item)
     rounds = range(max(map(len, skills.values())))
     dealt = [of_skill[row] for row in rounds for of_skill in skills.values() if row < len(of_skill)]
-    chosen = {item.id for item in dealt[:items]}
+    chosen = {item.id for item in dealt[:items]} | set(always)
     return replace(suite, items=tuple(item for item in suite.items if item.id in chosen))
 
 
