@@ -42,7 +42,6 @@ PLAIN: dict[str, Any] = {
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
     "sequence_bias": None,
-    "top_k": 0,
     "top_p": 1.0,
     "min_p": None,
     "typical_p": 1.0,

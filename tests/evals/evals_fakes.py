@@ -34,6 +34,7 @@ class FakeModel:
         *,
         max_new_tokens: int = 64,
         progress: Callable[[int, int], None] | None = None,
+        **decoding: Any,
     ) -> list[str]:
         self.generated += len(prompts)
         return [self.says.get(str(prompt), "") for prompt in prompts]
@@ -46,6 +47,19 @@ class FakeModel:
         progress: Callable[[int, int], None] | None = None,
     ) -> list[bool]:
         return [self.says.get(str(p)) == a for p, a in zip(prompts, answers, strict=True)]
+
+    def likelihoods(
+        self,
+        prompts: Sequence[Any],
+        answers: Sequence[str],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[tuple[float, int]]:
+        """0.5 nats a character for what it says, 1 for anything else; as many tokens as characters."""
+        return [
+            (len(a) * (0.5 if self.says.get(str(p)) == a else 1.0), len(a))
+            for p, a in zip(prompts, answers, strict=True)
+        ]
 
     def states(self, prompts: Sequence[Any], answers: Sequence[str]) -> Iterator[Any]:
         raise NotImplementedError

@@ -64,7 +64,7 @@ def test_a_metric_that_generates() -> None:
     base = evaluate_model(FakeModel({"q0": "It is Paris.", "q1": "Rome!"}), suite)
     assert base.outcomes == (True, True) and base.metric == "contains/1"
     result = evaluate_model(FakeModel({"q0": "Paris", "q1": "Milan"}), suite, against=base)
-    assert result.outcomes == (True, False) and result.answers == {"s-2": "Milan"}
+    assert result.outcomes == (True, False) and result.answers == {"s-1": "Paris", "s-2": "Milan"}
 
 
 def test_incomparable_results_are_refused() -> None:

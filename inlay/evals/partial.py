@@ -1,0 +1,57 @@
+"""What an interrupted evaluation had found: a file that is written as it goes and removed at its end.
+
+Each line is a piece of the answers under its own digest, so a line torn by a crash, or damaged later, is
+skipped and its questions are asked again. The file's name is the digest of everything that the answers depend
+on; where that changed, there is no such file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inlay.registry.canonical import digest_of_json
+
+
+class Partial:
+    """Answers by the number of their question. `key` is plain JSON. A cache that cannot be written costs the
+    resuming and nothing else."""
+
+    def __init__(self, folder: Path, key: Any) -> None:
+        self.path = folder / f"{digest_of_json(key).partition(':')[2]}.jsonl"
+        self.held = _read(self.path)
+
+    def add(self, found: Mapping[int, Any]) -> None:
+        """Append answers, and hand them to the system before going on."""
+        self.held.update(found)
+        text = json.dumps([[number, value] for number, value in found.items()])
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as file:
+                file.write(f"\n{_digest(text)} {text}\n".encode())
+
+    def finish(self) -> None:
+        """The answers are kept elsewhere now."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[int, Any]:
+    held: dict[int, Any] = {}
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return held
+    for line in lines:
+        digest, _, text = line.decode("utf-8", "replace").partition(" ")
+        if digest and digest == _digest(text):
+            held.update(json.loads(text))
+    return held
