@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from inlay.composer.model import BaseLike, ComposedModel, compose
+from inlay.evals.decoding import Decoding
 from inlay.evals.forgetting import ForgettingReport
-from inlay.evals.ledger import Say, measure, scored
+from inlay.evals.ledger import How, Say, measure, paired
 from inlay.evals.perturbing import Given
 from inlay.evals.scoring import EvalResult
 from inlay.evals.suites import Suite
@@ -31,26 +33,31 @@ def evaluate(
     *,
     store: Registry | None = None,
     base: BaseLike = None,
+    sample: Decoding | Mapping[str, Any] | None = None,
+    embedding: str | Path | None = None,
     say: Say | None = None,
 ) -> EvalResult:
     """Score a composed model, or what a reference names, on a suite; kept in the store.
 
-    The base is scored on the same suite, so that the two can be compared item by item.
+    The base is scored on the same suite, so that the two can be compared item by item. Answers are greedy, or
+    drawn as `sample` says: {"temperature": 0.7, "top_p": 0.9, "seed": 0}; guards count greedy scores only
+    unless they ask for others. `embedding`: the folder of the embedding model, for the metric similarity.
     """
+    how = How(Decoding.of(sample), embedding)
     if isinstance(model, str):
         model = compose(model, store=store, base=base)
     store = store or model.store
-    suite = suite_of(suite, store)
-    before = scored(model.base_chat, suite, subject="base", label="base", store=store, say=say)
-    return scored(
+    _, after = paired(
+        model.base_chat,
         model.chat,
-        suite,
+        suite_of(suite, store),
         subject=model.target.digest,
         label=model.target.ref,
         store=store,
-        against=before,
+        how=how,
         say=say,
     )
+    return after
 
 
 def forgetting(

@@ -7,22 +7,37 @@ variant just composed) alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import InputError
+from inlay.evals.asking import needs_embedding
+from inlay.evals.decoding import Decoding
 from inlay.evals.drift import measure_drift
 from inlay.evals.forgetting import ForgettingReport, compare
 from inlay.evals.overhead import measure_overhead
+from inlay.evals.partial import Partial
 from inlay.evals.perturbing import Given, perturbed, sample
 from inlay.evals.rigidity import Measured
 from inlay.evals.rigidity import rigidity as rigidity_of
-from inlay.evals.scoring import EvalResult, Model, evaluate_model, from_record, to_record
+from inlay.evals.scoring import (
+    EvalResult,
+    Model,
+    evaluate_model,
+    flip_answers,
+    from_record,
+    library_versions,
+    protocol_of,
+    to_record,
+)
 from inlay.evals.suites import Suite
+from inlay.registry.canonical import digest_of_json, is_digest
 
 if TYPE_CHECKING:
+    from inlay.evals.metrics.similarity import Embedder
     from inlay.registry import Registry
+    from inlay.registry.records import EvalRecord
 
 PROBE_ITEMS = 96
 """Prompts of the drift probe: enough for its means, a second or two on a small base."""
@@ -31,7 +46,24 @@ RIGID_SOURCES = 200
 """Items of a suite that are asked again less neatly, each about four times."""
 
 Say = Callable[[str, int, int], None]
-"""Called with (what is being measured, items done, items in all)."""
+"""Called with (what is being measured, questions done, questions in all)."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How suites are asked where it is not greedily: the decoding, and the embedding model's folder for the
+    metric similarity."""
+
+    decoding: Decoding = field(default_factory=Decoding)
+    embedding: str | Path | None = None
+
+    def embedder(self, suite: Suite, device: str) -> Embedder | None:
+        """The embedding model, loaded only for a suite that needs it."""
+        if self.embedding is None or not needs_embedding(suite):
+            return None
+        from inlay.evals.metrics.similarity import Embedder
+
+        return Embedder(self.embedding, device=device)
 
 
 def scored(
@@ -42,29 +74,128 @@ def scored(
     label: str,
     store: Registry | None,
     against: EvalResult | None = None,
+    how: How | None = None,
     say: Say | None = None,
 ) -> EvalResult:
     """The result of `subject` on `suite`: from the registry where it holds one of the same base, suite,
-    metric and protocol, else measured and put there."""
-    from inlay.registry import digest_of_json
+    metric and protocol, else measured and put there, with its answers.
 
+    An evaluation that is interrupted goes on where it stopped: what it had found lies in the cache until it
+    is done. Nothing goes into the registry before all of it is known.
+    """
+    how = how or How()
+    embedder = how.embedder(suite, model.device)
+    protocol = protocol_of(model, suite, how.decoding, embedder)
     if store is not None:
-        keep_suite(store, suite)
-        protocol = digest_of_json(dict(model.protocol))
-        for record in store.evals(subject=subject, suite=suite.digest):
+        for record in store.evals(subject=subject, suite=suite.digest, protocol=digest_of_json(protocol)):
             if (
                 record.metric == suite.metric
-                and record.protocol == protocol
                 and record.base_weights == model.fingerprint.weights
                 and record.base_prompt == model.fingerprint.prompt
             ):
-                return from_record(record, suite, label=label)
+                keep_suite(store, suite)
+                return replace(from_record(record, suite, label=label), answers=answers_of(store, record))
     what = f"{label} on {suite.name}"
-    progress = (lambda done, total: say(what, done, total)) if say else None
-    result = evaluate_model(model, suite, subject=subject, label=label, against=against, progress=progress)
+    partial = _partial(model, suite, subject, protocol)
+    result = evaluate_model(
+        model,
+        suite,
+        subject=subject,
+        label=label,
+        against=against,
+        decoding=how.decoding,
+        embedder=embedder,
+        partial=partial,
+        progress=(lambda done, total: say(what, done, total)) if say else None,
+    )
     if store is not None:
+        keep_suite(store, suite)
         store.put_eval(to_record(result))
+        keep_answers(store, result)
+    if partial is not None:
+        partial.finish()
     return result
+
+
+def paired(
+    base: Model,
+    model: Model,
+    suite: Suite,
+    *,
+    subject: str,
+    label: str,
+    store: Registry | None,
+    how: How | None = None,
+    say: Say | None = None,
+) -> tuple[EvalResult, EvalResult]:
+    """The base's result and the model's on one suite, each with its answers to items on which they differ."""
+    before = scored(base, suite, subject="base", label="base", store=store, how=how, say=say)
+    after = scored(model, suite, subject=subject, label=label, store=store, against=before, how=how, say=say)
+    decoding = (how or How()).decoding
+    return _answered(base, before, after, decoding, store), _answered(model, after, before, decoding, store)
+
+
+def _answered(
+    model: Model, mine: EvalResult, other: EvalResult, decoding: Decoding, store: Registry | None
+) -> EvalResult:
+    """`mine` with the answers to items on which it differs from `other`; what is new goes into the store."""
+    new = flip_answers(model, mine, other, decoding)
+    if new and store is not None:
+        keep_answers(store, replace(mine, answers=new))
+    return replace(mine, answers={**mine.answers, **new}) if new else mine
+
+
+def _partial(model: Model, suite: Suite, subject: str, protocol: dict[str, Any]) -> Partial | None:
+    """Where an evaluation goes on; None for a subject whose name does not say what it is."""
+    from inlay.registry.fingerprint import cache_dir
+
+    if subject != "base" and not is_digest(subject):
+        return None
+    key = {
+        "partial": 1,
+        "subject": subject,
+        "base": [model.fingerprint.weights, model.fingerprint.prompt],
+        "suite": suite.digest,
+        "metric": suite.metric,
+        "protocol": protocol,
+        "device": model.device,
+        "versions": library_versions(),
+    }
+    return Partial(cache_dir() / "partial", key)
+
+
+def keep_answers(store: Registry, result: EvalResult) -> None:
+    """The result's answers into the registry, as a report of the kind "answers" about its subject; those that
+    are kept already are not kept again."""
+    kept = answers_of(store, result)
+    new = {key: text for key, text in result.answers.items() if kept.get(key) != text}
+    if new:
+        store.put_report(result.subject, "answers", {"schema": 1, **_about(result), "answers": new})
+
+
+def answers_of(store: Registry, of: EvalRecord | EvalResult) -> dict[str, str]:
+    """The answers kept for a score, by item id; of two to one item the later one."""
+    about = _about(of)
+    found: dict[str, str] = {}
+    for report in reversed(store.reports(of.subject, "answers")):
+        if all(report.get(key) == value for key, value in about.items()):
+            found |= report["answers"]
+    return found
+
+
+def _about(of: EvalRecord | EvalResult) -> dict[str, str]:
+    """What answers are kept under, beside the subject."""
+    if isinstance(of, EvalResult):
+        suite, protocol = of.suite.digest, digest_of_json(of.protocol)
+    else:
+        suite, protocol = of.suite, of.protocol
+    return {
+        "base_weights": of.base_weights,
+        "base_prompt": of.base_prompt,
+        "suite": suite,
+        "metric": of.metric,
+        "protocol": protocol,
+    }
 
 
 def keep_suite(store: Registry, suite: Suite) -> None:
@@ -97,10 +228,7 @@ def measure(
     """
 
     def both(suite: Suite) -> tuple[EvalResult, EvalResult]:
-        before = scored(base, suite, subject="base", label="base", store=store, say=say)
-        return before, scored(
-            model, suite, subject=subject, label=label, store=store, against=before, say=say
-        )
+        return paired(base, model, suite, subject=subject, label=label, store=store, say=say)
 
     pairs = [both(suite) for suite in general]
     targets = [both(suite) for suite in target]
