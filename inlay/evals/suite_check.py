@@ -65,9 +65,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class SkillFigures:
-    """One skill in numbers. `split`: held_out, protected or both; `commonest`: the most frequent answer,
-    whose share of the items, `constant`, is what a reply that never changes would score; `in_prompt`: share of
-    the free-form items whose answer stands in their prompt; `groups`: clusters, and items without one.
+    """One skill in numbers. `split`: held_out, protected or both.
+
+    `commonest`: the most frequent answer, whose share of the items, `constant`, is what a reply that never
+    changes would score; `in_prompt`: share of the free-form items whose answer stands in their prompt;
+    `groups`: clusters, and items without one.
     """
 
     name: str
