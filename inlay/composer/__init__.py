@@ -11,6 +11,9 @@ costs.py       which of them is the fastest
 model.py       a reference or a recipe becomes a model that answers
 locking.py     a recipe becomes a lock, its routers fitted
 measure.py     scores and forgetting of composed models
+blaming.py     which member costs what: each alone, and the whole without it
+removal.py     a pinned tree of which one member speaks alone, or is taken away
+voices.py      several compositions in one loaded model, asked together
 export.py      a stack or a merge leaves as one plain PEFT adapter
 lint.py        what serving engines would say about it
 folding.py     or leaves in the weights of its base
@@ -28,6 +31,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inlay.composer.blaming import blame
     from inlay.composer.conversion import add_converted, convert
     from inlay.composer.difference import diff
     from inlay.composer.factors import Adapter, read_adapter
@@ -46,6 +50,7 @@ _HOMES = {
     "Plan": "plan",
     "add_cat": "merging.learned",
     "add_converted": "conversion",
+    "blame": "blaming",
     "cat": "merging.cat",
     "compose": "model",
     "convert": "conversion",
@@ -65,6 +70,7 @@ __all__ = [
     "Plan",
     "add_cat",
     "add_converted",
+    "blame",
     "cat",
     "compose",
     "convert",

@@ -10,6 +10,9 @@
     drift.py           KL and disagreement with the base, whose side is cached
     cache.py           what measuring keeps to be faster: bounded, verified when read
     forgetting.py      the report: what was lost and gained, and how sure that is
+    blame.py           which member of a variant costs what, from outcomes
+    blame_text.py      a blame report on a terminal
+    blame_html.py      and as one page
     score_changes.py   two subjects on the same items, suite by suite
     difference.py      what differs between two versions or locks: the records
     comparing.py       how it is read out of the registry
