@@ -38,6 +38,9 @@ class Drift:
     `forward_kl` = mean KL(base ‖ model), `reverse_kl` = mean KL(model ‖ base), `nll_change` = mean rise of
     the negative log-likelihood of the base's own answers: nats a token. `disagreement`: fraction of
     positions whose most likely token differs. `base_from_cache`: whether the base's side was read from disk.
+    `probe`: digest of what was asked and how, which two drifts must share to be compared; empty in reports
+    from before it was kept. `scored`: items to which the base's own answer is right by exact match, `flips`
+    those of them that the model answers otherwise; None where the items have no expected answers.
     """
 
     items: int
@@ -47,6 +50,9 @@ class Drift:
     disagreement: float
     nll_change: float
     base_from_cache: bool = False
+    probe: str = ""
+    scored: int | None = None
+    flips: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -165,13 +171,36 @@ def pass_over(
             "drift needs finite logits, and the model's are not all so on the base's own answers",
             fix="the adapter is broken (a training that diverged), or too large for this precision",
         )
-    drift = Drift(len(prompts), start, forward, reverse, disagreement, nll, from_cache)
+    drift = Drift(
+        items=len(prompts),
+        positions=start,
+        forward_kl=forward,
+        reverse_kl=reverse,
+        disagreement=disagreement,
+        nll_change=nll,
+        base_from_cache=from_cache,
+        probe=probe_digest(base, prompts, answers, max_new_tokens),
+    )
     base_top, model_top = torch.cat(tops, dim=1)
     return Pass(
         drift,
         side.answers,
         _whole(base_top == side.targets, side),
         _whole(model_top == side.targets, side),
+    )
+
+
+def probe_digest(
+    base: Model, prompts: Sequence[Prompt], answers: Sequence[str] | None = None, max_new_tokens: int = 32
+) -> str:
+    """Digest of what a base is asked and how; not of the base."""
+    return digest_of_json(
+        {
+            "prompts": list(prompts),
+            "answers": None if answers is None else list(answers),
+            "max_new_tokens": max_new_tokens,
+            "protocol": base.protocol,
+        }
     )
 
 
@@ -220,10 +249,7 @@ def _base_side(
     key = {
         "format": FORMAT,
         "weights": base.fingerprint.weights,
-        "prompts": list(prompts),
-        "answers": None if answers is None else list(answers),
-        "max_new_tokens": max_new_tokens,
-        "protocol": base.protocol,
+        "probe": probe_digest(base, prompts, answers, max_new_tokens),
         # Another kernel gives other last bits, which would read as drift.
         "device": base.device.partition(":")[0],
         "torch": torch.__version__,
