@@ -1,4 +1,4 @@
-"""The plots of the report, as SVG in data addresses: learning against forgetting, and bars per skill."""
+"""The plots of reports, as SVG in data addresses: learning against forgetting, bars per skill, heatmaps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from inlay.errors import InputError
 from inlay.registry.printable import printable
 
 if TYPE_CHECKING:
@@ -102,6 +103,51 @@ def skill_bars(subjects: Sequence[Subject]) -> list[tuple[str, str]]:
     return images
 
 
+def heatmap(
+    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], title: str
+) -> str:
+    """A cell for each row and column with its figure in it: `values` are scores, 0…1, shown as percent; None
+    is what was not measured, and stays empty. InputError where the values do not fit rows and columns."""
+    if not rows or not columns or [len(line) for line in values] != [len(columns)] * len(rows):
+        raise InputError(
+            f"a heatmap needs one value a cell: {len(rows)} rows of {len(columns)}, got "
+            f"{[len(line) for line in values][:9]}"
+        )
+    longest = max(len(_label(column)) for column in columns)
+    slanted = longest * len(columns) > 34
+    width = max(WIDTH, 1.6 + 0.42 * len(columns))
+    figure, axes = _figure(0.5 + 0.27 * len(rows) + (0.055 * longest if slanted else 0.2), width=width)
+    painted = [[math.nan if value is None else 100 * value for value in line] for line in values]
+    axes.pcolormesh(painted, cmap="cividis", vmin=0, vmax=100, edgecolors="white", linewidth=1.5)
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            dark = value is not None and value < 0.55
+            axes.text(
+                column + 0.5,
+                row + 0.5,
+                "·" if value is None else f"{100 * value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if dark else "#1c1c1c",
+            )
+    axes.set_xticks(
+        [column + 0.5 for column in range(len(columns))],
+        [_label(column) for column in columns],
+        rotation=55 if slanted else 0,
+        ha="left" if slanted else "center",
+        rotation_mode="anchor",
+    )
+    axes.set_yticks([row + 0.5 for row in range(len(rows))], [_label(row) for row in rows])
+    axes.xaxis.tick_top()
+    axes.set_ylim(len(rows), 0)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    figure.suptitle(printable(title)[:90], x=0.01, ha="left", fontsize=9)
+    return _address(figure)
+
+
 def _bars_image(
     shown: Sequence[tuple[int, Subject]], names: Sequence[str], held_out: bool, colours: Sequence[str]
 ) -> str:
@@ -132,12 +178,12 @@ def _bars_image(
     return _address(figure)
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
+def _figure(height: float, *, width: float = WIDTH) -> tuple[Figure, Axes]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots()
 
 
