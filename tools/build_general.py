@@ -6,8 +6,10 @@ python tools/build_general.py
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from inlay.builtin import general_prompts_path, general_v1_path
+from inlay.builtin.general import wider_items
 from inlay.builtin.skills import SKILLS, split_skills, unique_items
 
 SEED = 1
@@ -15,8 +17,8 @@ ITEMS_PER_SKILL = 60
 PROMPTS_PER_SKILL = 45
 
 
-def general_items(per_skill: int = ITEMS_PER_SKILL, seed: int = SEED) -> list[dict[str, str]]:
-    """Lines of `general-v1`: `per_skill` unseen items of every skill, each marked protected or held_out."""
+def taught_items(per_skill: int = ITEMS_PER_SKILL, seed: int = SEED) -> list[dict[str, Any]]:
+    """`per_skill` unseen items of every skill that the built-in base was taught, protected or held out."""
     _, held_out = split_skills()
     return [
         {"id": f"{s.name}-{n:03d}", "prompt": item.prompt, "answer": item.answer, "skill": s.name,
@@ -26,8 +28,14 @@ def general_items(per_skill: int = ITEMS_PER_SKILL, seed: int = SEED) -> list[di
     ]  # fmt: skip
 
 
-def general_prompts(per_skill: int = PROMPTS_PER_SKILL, seed: int = SEED) -> list[dict[str, str]]:
-    """Prompts for KL: train-side contents of protected skills only, so nothing of the held-out part."""
+def general_items(seed: int = SEED) -> list[dict[str, Any]]:
+    """Lines of `general-v1`: the taught skills first, then the wider ones."""
+    return [*taught_items(seed=seed), *wider_items(seed)]
+
+
+def general_prompts(per_skill: int = PROMPTS_PER_SKILL, seed: int = SEED) -> list[dict[str, Any]]:
+    """Prompts for KL: train-side contents of protected taught skills only, so nothing of the held-out part
+    and nothing of the wider skills."""
     protected, _ = split_skills()
     return [
         {"id": f"kl-{s.name}-{n:03d}", "prompt": item.prompt, "skill": s.name}
@@ -37,7 +45,7 @@ def general_prompts(per_skill: int = PROMPTS_PER_SKILL, seed: int = SEED) -> lis
     ]
 
 
-def write_lines(path: Path, lines: list[dict[str, str]]) -> None:
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     """Write one JSON object a line, UTF-8."""
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 
 from inlay.builtin import general_prompts_path, general_v1_path
+from inlay.builtin.general import split_wider
 from inlay.builtin.lexicon import LIST_WORDS
 from inlay.builtin.skills import (
     SKILLS,
@@ -122,12 +123,13 @@ def test_protected_and_held_out_skills_share_nothing() -> None:
 
 def test_general_files_keep_held_out_skills_and_prompts_apart() -> None:
     protected, held_out = split_skills()
+    more_protected, more_held_out = split_wider()
     items, prompts = lines(general_v1_path()), lines(general_prompts_path())
     assert len(items) >= 1000
     assert sum(i["split"] == "held_out" for i in items) >= 400
     assert len(prompts) >= 600
-    assert {i["skill"] for i in items if i["split"] == "held_out"} == set(held_out)
-    assert {i["skill"] for i in items if i["split"] == "protected"} == set(protected)
+    assert {i["skill"] for i in items if i["split"] == "held_out"} == {*held_out, *more_held_out}
+    assert {i["skill"] for i in items if i["split"] == "protected"} == {*protected, *more_protected}
     assert {p["skill"] for p in prompts} == set(protected)
     assert not {p["prompt"] for p in prompts} & {i["prompt"] for i in items}
     for many in (items, prompts):

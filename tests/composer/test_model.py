@@ -125,7 +125,8 @@ def test_forgetting_is_measured_once_and_kept(filled: Registry, base: Base) -> N
     model = compose("queue@v1", store=filled, base=base)
     try:
         report = forgetting(model, general=[small], say=lambda what, done, total: asked.append(what))
-        assert report.held_out.n == sum(item.held_out for item in small.items)
+        reached = [item for item in small.items if item.skill not in report.unreached]
+        assert report.held_out.n == sum(item.held_out for item in reached) > 10
         assert report.drift is not None and report.drift.forward_kl > 0
         assert asked
         asked.clear()

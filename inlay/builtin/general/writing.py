@@ -185,7 +185,7 @@ def use_and_avoid(_rng: Random) -> list[Question]:
     ]
     found += [
         Question(
-            f"Write one sentence whose last word is {end}.",
+            f"Write one sentence that has the word {end} at its very end.",
             rf"(?i)(?=.*\b{end}\W*\Z){sentence}",
             "regex",
             good=good,
