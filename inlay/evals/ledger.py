@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from inlay.errors import InputError
 from inlay.evals.asking import needs_embedding
 from inlay.evals.decoding import Decoding
-from inlay.evals.drift import measure_drift
 from inlay.evals.forgetting import ForgettingReport, compare
+from inlay.evals.load_time import at_load, probe_prompts
 from inlay.evals.overhead import measure_overhead
 from inlay.evals.partial import Partial
 from inlay.evals.perturbing import Given, perturbed, sample
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from inlay.evals.metrics.similarity import Embedder
     from inlay.registry import Registry
     from inlay.registry.records import EvalRecord
-
-PROBE_ITEMS = 96
-"""Prompts of the drift probe: enough for its means, a second or two on a small base."""
 
 RIGID_SOURCES = 200
 """Items of a suite that are asked again less neatly, each about four times."""
@@ -222,7 +219,7 @@ def measure(
     """What `model` lost of `general` and gained on `target` against its base, and how far it drifted.
 
     Scores go into `store` one by one, so an interrupted measurement goes on where it stopped; the report
-    goes there as well. The drift probe is the first held-out prompts of each skill in turn. `rigidity`: the
+    goes there as well. The report at load (drift and alarm) is in it. `rigidity`: the
     suites are also asked with typos and the like, `RIGID_SOURCES` items of each. `overhead`: both are also
     timed on the probe's prompts.
     """
@@ -232,15 +229,16 @@ def measure(
 
     pairs = [both(suite) for suite in general]
     targets = [both(suite) for suite in target]
-    drift = measure_drift(base, model, _probe(general), cache=cache)
-    report = compare([b for b, _ in pairs], [m for _, m in pairs], targets=targets, drift=drift)
+    loaded = at_load(base, model, label=label, general=general, store=store, cache=cache)
+    report = compare([b for b, _ in pairs], [m for _, m in pairs], targets=targets, drift=loaded.drift)
+    report = replace(report, alarm=loaded.alarm)
     if rigidity is not False:
         given = rigidity if isinstance(rigidity, Given) else Given()
         roles = [("general", pair) for pair in pairs] + [("target", pair) for pair in targets]
         report = replace(report, rigidity=_rigidity(roles, given, both))
     if overhead:
         times = measure_overhead(
-            base, model, _probe(general), subject=label, base_weights=model.fingerprint.weights
+            base, model, probe_prompts(general), subject=label, base_weights=model.fingerprint.weights
         )
         report = replace(report, overhead=times.to_dict())
         if store is not None:
@@ -272,16 +270,3 @@ def _rigidity(
             Measured(role, before, after, *both(perturbed(source, given=replace(given, variants=mine))))
         )
     return rigidity_of(parts).to_dict() if parts else None
-
-
-def _probe(suites: Sequence[Suite]) -> list:
-    """Held-out prompts, dealt from the skills in turn, so that each counts about the same."""
-    skills: dict[str, list] = {}
-    for suite in suites:
-        for item in suite.items:
-            if item.held_out:
-                skills.setdefault(f"{suite.name}/{item.skill}", []).append(item.chat)
-    dealt = []
-    for row in range(max(map(len, skills.values()), default=0)):
-        dealt += [prompts[row] for prompts in skills.values() if row < len(prompts)]
-    return dealt[:PROBE_ITEMS]

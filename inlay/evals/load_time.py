@@ -20,6 +20,7 @@ from inlay.evals.statistics import Paired
 from inlay.evals.suites import Item, Suite
 
 if TYPE_CHECKING:
+    from inlay.evals.inference import Prompt
     from inlay.registry import Registry
 
 PROBE_ITEMS = 96
@@ -39,6 +40,11 @@ def probe_items(suites: Sequence[Suite], limit: int = PROBE_ITEMS) -> list[tuple
     return dealt[:limit]
 
 
+def probe_prompts(suites: Sequence[Suite]) -> list[Prompt]:
+    """What a probe asks."""
+    return [item.chat for _, item in probe_items(suites)]
+
+
 def at_load(
     base: Model,
     model: Model,
@@ -51,9 +57,9 @@ def at_load(
     """The report of `model` at load: drift, alarm, and flips among the probe's items.
 
     A flip here: an item scored by exact match, to which the base's own greedy answer is right, and the
-    model's is another. Where the base's side is not cached, the base answers the probe first. `store` is where
-    the base's calibration is looked for. InputError for suites without a held-out item, and what `pass_over`
-    raises.
+    model's is another. Where the base's side is not cached, the base answers the probe first. `store` is
+    where the base's calibration is looked for. InputError for suites without a held-out item, and what
+    `pass_over` raises.
     """
     probe = probe_items(general)
     if not probe:
