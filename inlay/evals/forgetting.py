@@ -156,6 +156,8 @@ class ForgettingReport:
     def verdict(self) -> str:
         """One sentence about held-out skills."""
         counts = self.held_out
+        if counts.n == 0 and not self.skills and self.alarm is not None:
+            return f"{self.subject}: measured at load only. {self.alarm['said']}"
         if counts.n == 0:
             why = "the base can do none of the held-out skills" if self.unreached else "no item is held out"
             graded = [row for row in self.graded if row.role == "general"]
