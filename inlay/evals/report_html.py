@@ -1,7 +1,7 @@
-"""The report as one page: no script, no network, readable on a phone and on paper.
+"""The report as one page: no script, no network, readable on a phone and on paper, dark where the reader is.
 
-Whatever a model or a user wrote reaches the page only through autoescaped templates, or as glyphs drawn
-into an image.
+Whatever a model or a user wrote reaches the page only through autoescaped templates, its control and
+direction characters as visible escapes, or as glyphs drawn into an image.
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inlay.errors import InputError
-from inlay.evals.forgetting import ForgettingReport, p_text, percent
+from inlay.evals.forgetting import ForgettingReport, percent
+from inlay.evals.report_flips import sides
 from inlay.evals.report_plots import STYLES, learning_against_forgetting, skill_bars
-from inlay.evals.report_text import drift_text
+from inlay.evals.report_tables import sentences, tables
 from inlay.evals.statistics import Paired, wilson
+from inlay.registry.printable import printable
 
 FLIPS_SHOWN = 12
+GAINED_SHOWN = 6
+JOINERS = frozenset("\u200c\u200d")
+"""Format characters that scripts and emoji need inside words, and that steer nothing."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,10 @@ def write_report(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
-    environment.filters.update(
-        points=percent, p=_p_cell, estimate=_estimate_text, loss=_loss_text, gain=_gain_text, drift=drift_text
-    )
+    environment.filters.update(points=percent, estimate=_estimate_text)
+    environment.globals.update(tables=tables, sentences=sentences, sides=sides)
     page = environment.get_template("report.html").render(
         title=title,
         subjects=subjects,
@@ -121,6 +126,7 @@ def write_report(
         scatter=learning_against_forgetting(subjects, allowed),
         bars=skill_bars(subjects),
         flips_shown=FLIPS_SHOWN,
+        gained_shown=GAINED_SHOWN,
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,13 +165,11 @@ def _estimate_text(estimate: Estimate | None) -> str:
     return f"{percent(estimate.value)} [{percent(estimate.low)},\u00a0{percent(estimate.high)}]"
 
 
-def _p_cell(p: float) -> str:
-    return p_text(p).removeprefix("= ")
-
-
-def _loss_text(counts: Paired) -> str:
-    return _estimate_text(Estimate(counts.loss, *counts.loss_interval))
-
-
-def _gain_text(counts: Paired) -> str:
-    return _estimate_text(Estimate(counts.delta, *counts.interval))
+def _shown(value: object) -> object:
+    """Text for the page: line breaks and tabs stay, what could steer a reader's eye becomes an escape. Called
+    on every value before it is escaped as HTML."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    if value.isascii() and value.isprintable():
+        return value
+    return "".join(c if c in "\n\t" or c in JOINERS else printable(c) for c in value)

@@ -1,134 +1,132 @@
-"""A forgetting report on a terminal: tables that fit 80 columns."""
+"""A forgetting report on a terminal: tables that fit 60 columns and use more, flips with what differs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from inlay.evals.drift import Drift
-from inlay.evals.forgetting import FLIPS_KEPT, ForgettingReport, p_text, percent
-from inlay.evals.statistics import Paired
+from inlay.evals.forgetting import FLIPS_KEPT, Flip, ForgettingReport
+from inlay.evals.report_flips import Span, sides
+from inlay.evals.report_tables import Table, sentences, tables
 from inlay.registry.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
 FLIPS_SHOWN = 5
+GAINED_SHOWN = 2
+NAME = 26
+"""Columns that a name gets before it is folded; with little room it gets less, never under `LEAST`."""
+LEAST = 12
+GAP = 2
 
 
 def print_report(report: ForgettingReport, console: Console | None = None) -> None:
-    """Print verdict, splits, skills, gains, drift and the first flips. What a model wrote is never markup."""
+    """Print verdict, tables, sentences and the first flips. What a model wrote is never markup."""
     from rich.console import Console
     from rich.text import Text
 
     console = console or Console()
-    console.print(Text(report.verdict, style="bold"))
-    console.print(_totals(report))
-    console.print(_skills(report))
-    if report.targets:
-        console.print(_targets(report))
-    if report.drift is not None:
-        console.print(Text(drift_text(report.drift)))
-    for flip in report.flips[:FLIPS_SHOWN]:
-        console.print(
-            Text.assemble(
-                ("lost ", "red"),
-                (f"{flip.skill}: ", "bold"),
-                _short(" ".join(flip.prompt.split()), 200),
-                ("\n  base ", "green"),
-                _short(flip.expected, 100),
-                ("\n  now  ", "red"),
-                _short("(not kept)" if flip.model_answer is None else flip.model_answer, 100),
-            )
-        )
-    hidden = len(report.flips) - FLIPS_SHOWN
-    if hidden > 0:
-        console.print(Text(f"… and {hidden} more lost items in the report (it keeps {FLIPS_KEPT})."))
+    console.print(Text(printable(report.verdict), style="bold"))
+    for table in tables(report):
+        console.print()
+        _print_table(table, console)
+    console.print()
+    for sentence in sentences(report):
+        console.print(Text(printable(sentence)))
+    for lost, flips, shown in ((True, report.flips, FLIPS_SHOWN), (False, report.gained, GAINED_SHOWN)):
+        _print_flips(flips, shown, console, lost=lost)
 
 
-def drift_text(drift: Drift) -> str:
-    """The drift in one sentence; all its figures are estimates."""
-    return (
-        f"Drift over {drift.positions} positions (estimates): KL to the base {drift.forward_kl:.4f} nats, "
-        f"reverse {drift.reverse_kl:.4f}, another top token at {percent(drift.disagreement)}%, negative "
-        f"log-likelihood of the base's answers {drift.nll_change:+.4f}."
-    )
-
-
-def interval_text(counts: Paired) -> str:
-    """`4.1 [1.0, 7.9]`: points lost, estimate and two-sided 95% interval."""
-    low, high = counts.loss_interval
-    return f"{percent(counts.loss)} [{percent(low)}, {percent(high)}]"
-
-
-def _table(title: str, *columns: str) -> Table:
+def _print_table(table: Table, console: Console) -> None:
+    """Columns of a high rank are left out until the rest fits; a note says so."""
     from rich import box
-    from rich.table import Table
+    from rich.table import Table as Grid
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1), collapse_padding=True)
-    for index, column in enumerate(columns):
-        if index:
-            table.add_column(column, justify="right", no_wrap=True)
+    rows = [[printable(cell) for cell in row] for row in table.rows]
+    kept, name = _fitting(table, rows, console.width)
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    for place in kept:
+        if place == 0:
+            grid.add_column(Text(table.columns[0].head), overflow="fold", max_width=name)
         else:
-            table.add_column(column, overflow="fold", max_width=24)
-    return table
+            grid.add_column(Text(table.columns[place].head), justify="right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*[Text(row[place]) for place in kept])
+    console.print(Text(table.title, style="bold"))
+    console.print(grid)
+    left = [column.head for place, column in enumerate(table.columns) if place not in kept]
+    if left:
+        console.print(Text(f"Not shown for want of room: {', '.join(left)}.", style="dim"))
 
 
-def _totals(report: ForgettingReport) -> Table:
-    table = _table("General skills, points lost", "", "n", "base%", "now%", "lost [95%]", "bound≤", "p")
-    for name, counts in (("held out (verdict)", report.held_out), ("protected", report.protected)):
-        if counts.n:
-            table.add_row(
-                name,
-                str(counts.n),
-                percent(counts.base_score),
-                percent(counts.model_score),
-                interval_text(counts),
-                percent(counts.loss_upper),
-                p_text(counts.p_value).removeprefix("= "),
-            )
-    return table
+def _fitting(table: Table, rows: Sequence[Sequence[str]], width: int) -> tuple[list[int], int]:
+    """(places of the columns that fit, columns left for the name)."""
+    from rich.cells import cell_len
+
+    heads = [column.head for column in table.columns]
+    widths = [
+        max(cell_len(text) for text in (head, *(row[k] for row in rows))) for k, head in enumerate(heads)
+    ]
+    name = min(widths[0], NAME)
+    kept = list(range(len(heads)))
+    # The least important first, of several the last.
+    for place in sorted(kept[1:], key=lambda k: (-table.columns[k].rank, -k)):
+        if sum(widths[k] + GAP for k in kept[1:]) + min(name, LEAST) <= width:
+            break
+        kept.remove(place)
+    room = width - sum(widths[k] + GAP for k in kept[1:])
+    return kept, max(min(name, room), min(name, LEAST))
 
 
-def _skills(report: ForgettingReport) -> Table:
+def _print_flips(flips: Sequence[Flip], shown: int, console: Console, *, lost: bool) -> None:
     from rich.text import Text
 
-    table = _table(
-        "By skill (° protected; p adjusted by Holm)", "skill", "n", "−/+", "base%", "now%", "lost [95%]", "p"
+    if not flips:
+        return
+    console.print()
+    console.print(
+        Text(
+            "Right before, wrong now" if lost else "Wrong before, right now",
+            style="bold red" if lost else "bold green",
+        )
     )
-    for skill in report.skills:
-        counts = skill.counts
-        table.add_row(
-            Text(skill.name + ("" if skill.held_out else " °")),
-            str(counts.n),
-            f"{counts.lost}/{counts.gained}",
-            percent(counts.base_score),
-            percent(counts.model_score),
-            interval_text(counts),
-            p_text(skill.p_adjusted).removeprefix("= "),
+    for flip in flips[:shown]:
+        seen = sides(flip, lost=lost, kept=200)
+        console.print(Text.assemble((f"{printable(flip.skill)}: ", "bold"), _short(seen.prompt, 200)))
+        console.print(_said("base", seen.base, "green" if lost else "red", console))
+        console.print(_said("now ", seen.model, "red" if lost else "green", console))
+    if len(flips) > shown:
+        console.print(
+            Text(
+                f"… and {len(flips) - shown} more in the report, which keeps {FLIPS_KEPT} of each.",
+                style="dim",
+            )
         )
-    return table
 
 
-def _targets(report: ForgettingReport) -> Table:
+def _said(who: str, spans: Sequence[Span] | None, style: str, console: Console) -> Text:
+    """One line: who said what; what the other did not say is underlined, or in «» where nothing can be."""
     from rich.text import Text
 
-    table = _table("Targets, points gained", "suite", "n", "base%", "now%", "gain [95%]", "bound≥")
-    for target in report.targets:
-        counts = target.counts
-        low, high = counts.interval
-        table.add_row(
-            Text(target.suite),
-            str(counts.n),
-            percent(counts.base_score),
-            percent(counts.model_score),
-            f"{percent(counts.delta)} [{percent(low)}, {percent(high)}]",
-            percent(counts.gain_lower),
-        )
-    return table
+    line = Text.assemble(f"  {who} ")
+    if spans is None:
+        return line.append("(not kept)", style="dim")
+    if not spans:
+        return line.append("(nothing)", style="dim")
+    plain = not console.is_terminal
+    for span in spans:
+        text = _short(span.text, 160)
+        if span.differs and plain:
+            words = text.rstrip()
+            text = f"«{words}»{text[len(words) :]}"
+        line.append(text, style=f"{style} underline" if span.differs else style)
+    return line
 
 
 def _short(text: str, limit: int) -> str:
     """One line, cut: a terminal must not obey what a model wrote."""
-    line = printable(text)
+    line = printable(text.replace("\n", " ⏎ "))
     return line if len(line) <= limit else line[: limit - 1] + "…"
