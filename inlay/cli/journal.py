@@ -28,6 +28,13 @@ PAGE = 500
 )
 @click.option("--changelog", is_flag=True, help="Tell the story of NAME in Markdown, version by version.")
 @click.option("--since", metavar="v3|TIME", help="With --changelog: only what came after this.")
+@click.option(
+    "--skills", is_flag=True, help="What each version of NAME scores on each skill, and where one was lost."
+)
+@click.option(
+    "--suite", "suites", multiple=True, metavar="SUITE", help="With --skills: only this one; repeatable."
+)
+@click.option("--html", metavar="FILE", help="With --skills: write one self-contained page as well.")
 @common
 def log_verb(
     name: str | None,
@@ -37,6 +44,9 @@ def log_verb(
     head: bool,
     changelog: bool,
     since: str | None,
+    skills: bool,
+    suites: tuple[str, ...],
+    html: str | None,
     store: str | None,
     as_json: bool,
 ) -> None:
@@ -48,8 +58,12 @@ def log_verb(
       inlay log --verb promote --verb rollback
       inlay log --head
       inlay log acme --changelog --since v3 > CHANGES.md
+      inlay log acme --skills --html acme.html
     """
     _refuse(name, before, verbs, head, changelog, since)
+    _refuse_skills(
+        name, skills, suites, html, page=before is not None or bool(verbs), other=head or changelog
+    )
     with open_store(store) as registry:
         if head:
             seq, digest = registry.journal_head()
@@ -60,6 +74,9 @@ def log_verb(
 
             text = told(registry, str(name), since=since)
             emit("log", as_json, {"name": name, "markdown": text}, text.rstrip("\n"))
+            return
+        if skills:
+            _skills(registry, str(name), suites, html, as_json)
             return
         events, more = _page(registry, name, limit, before, verbs)
     if more:
@@ -87,6 +104,39 @@ def _refuse(
         raise click.UsageError("--since goes with --changelog")
     if (head or changelog) and (before is not None or verbs):
         raise click.UsageError("--before and --verb page through rows; --head and --changelog have none")
+
+
+def _refuse_skills(
+    name: str | None, skills: bool, suites: tuple[str, ...], html: str | None, *, page: bool, other: bool
+) -> None:
+    if not skills:
+        if suites or html is not None:
+            raise click.UsageError("--suite and --html go with --skills")
+        return
+    if name is None:
+        raise click.UsageError("skills are of the versions of one name: inlay log NAME --skills")
+    if page or other:
+        raise click.UsageError(
+            "--skills shows all versions: it takes no --before, --verb, --head or --changelog"
+        )
+
+
+def _skills(registry: Registry, name: str, suites: tuple[str, ...], html: str | None, as_json: bool) -> None:
+    from inlay.evals.lines import line
+
+    found = line(registry, name, list(suites) or None)
+    if html is not None:
+        from inlay.evals.line_html import write_line
+
+        write_line(html, found)
+    if as_json:
+        emit("log", True, found.to_dict(), "")
+        return
+    from inlay.evals.line_text import print_line
+
+    print_line(found)
+    if html is not None:
+        click.echo(f"written to {html}")
 
 
 def _page(

@@ -268,9 +268,9 @@ def model_norms(model: torch.nn.Module, modules: Iterable[str]) -> dict[str, flo
     """‖W‖ of the modules of a loaded model; one whose weight is quantised is left out."""
     found = {}
     for module in modules:
-        weight = model.get_submodule(module).weight
-        if weight.is_floating_point():  # type: ignore[operator]
-            found[module] = _norm(weight.detach())  # type: ignore[union-attr,operator]
+        weight: torch.Tensor = model.get_submodule(module).weight  # type: ignore[assignment]
+        if weight.is_floating_point():
+            found[module] = _norm(weight.detach())
     return found
 
 
@@ -320,7 +320,7 @@ def intruders(
                 f"intruders are counted where an adapter is, and {model.target.ref} leaves {module} alone"
             )
         layer = model.model.get_submodule(module)
-        weight = layer.weight.detach()  # type: ignore[union-attr,operator]
+        weight: torch.Tensor = layer.weight.detach()
         a, b = factors[module]
         # Embeddings and GPT-2's layers keep (in, out), which a square shape would not tell.
         counts[module] = intruder_count(weight if _out_in(layer) else weight.T, a, b, top=top, apart=apart)

@@ -18,6 +18,12 @@
     comparing.py       how it is read out of the registry
     difference_text.py a difference on a terminal
     changelog.py       the story of a name, for readers who are no engineers
+    lines.py           a line of versions out of the registry: what each scores on each skill
+    line_records.py    the record of it, and its sentences
+    line_tests.py      at which version a skill fell or rose by more than chance
+    line_text.py       a line on a terminal
+    line_html.py       and as one page
+    transfer.py        average accuracy, BWT, FWT and the forgetting measure
     guards.py          a guard's thresholds against evidence
     report_text.py     the report on a terminal
     report_html.py     the report as one self-contained page
