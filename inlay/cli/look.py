@@ -358,7 +358,13 @@ def _adapter_lines(details: dict[str, Any]) -> list[str]:
     )
     if card:
         lines.append(f"card      {card}")
-    hub = (details["lineage"] or {}).get("hub")
+    from inlay.composer.truncation import said_of
+
+    lineage = details["lineage"] or {}
+    cut = said_of(lineage)
+    if cut is not None:
+        lines.append(f"cut       {cut.removeprefix('cut ')}")
+    hub = lineage.get("hub")
     if isinstance(hub, dict):
         lines.append(f"from      {hub.get('repo')} at commit {hub.get('commit')} on the hub")
     return lines

@@ -50,6 +50,18 @@ def init_verb(folder: str, as_json: bool) -> None:
     metavar="FOLDER",
     help="The adapter before its training, for PiSSA, OLoRA, CorDA and LoRA-GA: makes it a plain LoRA.",
 )
+@click.option(
+    "--truncate",
+    type=click.IntRange(min=1),
+    metavar="RANK",
+    help="For kinds without factors (DoRA, (IA)³, OFT, …): keep at most RANK directions, as a plain LoRA.",
+)
+@click.option(
+    "--truncate-energy",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="The same, keeping as many directions as hold this share of each module's squared norm.",
+)
 @coming_in
 @common
 def add_verb(
@@ -59,6 +71,8 @@ def add_verb(
     revision: str | None,
     examples: str | None,
     initial: str | None,
+    truncate: int | None,
+    truncate_energy: float | None,
     owner: str | None,
     tags: tuple[str, ...],
     description: str | None,
@@ -79,13 +93,25 @@ def add_verb(
       inlay add legal-clauses out/legal --base ./mini-instruct --why "first"
       inlay add legal-clauses acme/legal-clauses --base ./mini-instruct --revision v2
       inlay add legal-clauses out/pissa --initial out/pissa-start --base ./mini-instruct
+      inlay add legal-clauses out/dora --truncate 16 --base ./mini-instruct
     """
     from inlay.cli.bases import base_named
     from inlay.hub import names_repo, pull
 
     from_hub = revision is not None or names_repo(folder)
-    if initial is not None and from_hub:
-        raise click.UsageError("--initial goes with a FOLDER, not with a repository")
+    changing = [
+        option
+        for option, value in (
+            ("--initial", initial),
+            ("--truncate", truncate),
+            ("--truncate-energy", truncate_energy),
+        )
+        if value is not None
+    ]
+    if len(changing) > 1:
+        raise click.UsageError(f"one of {' and '.join(changing)} is meant")
+    if changing and from_hub:
+        raise click.UsageError(f"{changing[0]} goes with a FOLDER, not with a repository")
 
     run = None
     if examples is not None:
@@ -107,6 +133,10 @@ def add_verb(
         from inlay.composer.conversion import add_converted
 
         version = add_converted(registry, name, folder, initial, **given)
+    elif changing:
+        from inlay.composer.truncation import add_truncated
+
+        version = add_truncated(registry, name, folder, rank=truncate, energy=truncate_energy, **given)
     elif from_hub:
         version = pull(
             folder,
@@ -123,6 +153,10 @@ def add_verb(
 
     size = f"{version.kind}, rank {version.rank}, {version.parameters:,} parameters, {version.size:,} bytes"
     notes = "".join(f"\nnote: {note}" for note in version.notes)
+    if changing and initial is None:
+        from inlay.composer.truncation import said_of
+
+        notes += f"\nnote: {said_of(version.lineage)}"
     emit("add", as_json, version_dict(version), f"registered {version.ref}: {size}\n{version.digest}{notes}")
 
 

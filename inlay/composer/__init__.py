@@ -2,6 +2,8 @@
 
 factors/       every adapter as factors, delta = B @ A, one file a kind
 conversion.py  adapters whose start changed the base become plain ones
+truncation.py  what a rank keeps of adapters that are no products of factors
+alone.py       one of those by itself, run by PEFT
 plan.py        a lock laid out: slots, gates, costs; no torch
 slots.py       what a plan puts into the bank: a version's factors, or several merged into one
 bank.py        the one layer that runs composed adapters: slots, loaded and unloaded while the model stays
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from inlay.composer.merging.merge import merge
     from inlay.composer.model import ComposedModel, compose
     from inlay.composer.plan import Plan, make_plan
+    from inlay.composer.truncation import add_truncated, truncate
     from inlay.composer.weights import weigh
 
 _HOMES = {
@@ -50,10 +53,12 @@ _HOMES = {
     "Plan": "plan",
     "add_cat": "merging.learned",
     "add_converted": "conversion",
+    "add_truncated": "truncation",
     "blame": "blaming",
     "cat": "merging.cat",
     "compose": "model",
     "convert": "conversion",
+    "truncate": "truncation",
     "diff": "difference",
     "evaluate": "measure",
     "forgetting": "measure",
@@ -70,6 +75,7 @@ __all__ = [
     "Plan",
     "add_cat",
     "add_converted",
+    "add_truncated",
     "blame",
     "cat",
     "compose",
@@ -81,6 +87,7 @@ __all__ = [
     "make_plan",
     "merge",
     "read_adapter",
+    "truncate",
     "weigh",
 ]
 

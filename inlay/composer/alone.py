@@ -55,26 +55,30 @@ def load_alone(base: torch.nn.Module, store: Registry, version: Version) -> Peft
     The base's modules and tensors stay what they are, to the bit. Raises InputError where PEFT cannot load
     it, IntegrityError for bytes that changed.
     """
+    files = {name: store.read_file(version, name) for name in (CONFIG, WEIGHTS)}
+    return put_on(twin_of(base), files, version.ref)
+
+
+def put_on(twin: torch.nn.Module, files: Mapping[str, bytes], name: str) -> PeftModel:
+    """PEFT's model of the adapter in `files` on a twin of a base, in evaluation mode."""
     from peft import PeftModel
     from safetensors.torch import load
 
-    files = {name: store.read_file(version, name) for name in (CONFIG, WEIGHTS)}
-    twin = twin_of(base)
     keep_apart(twin, load(files[WEIGHTS]))
     with (
         tempfile.TemporaryDirectory(prefix="inlay-alone-") as folder,
         warnings.catch_warnings(record=True) as said,
     ):
         warnings.simplefilter("always")
-        for name, data in files.items():
-            Path(folder, name).write_bytes(data)
+        for file in (CONFIG, WEIGHTS):
+            Path(folder, file).write_bytes(files[file])
         try:
             model = PeftModel.from_pretrained(twin, folder)
         except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError, AttributeError) as error:
-            raise InputError(f"PEFT cannot load {version.ref}: {printable(str(error))[:200]}") from error
+            raise InputError(f"PEFT cannot load {name}: {printable(str(error))[:200]}") from error
     for warning in said:
         if "missing adapter keys" in str(warning.message):
-            raise InputError(f"PEFT finds not all of {version.ref}: {printable(str(warning.message))[:200]}")
+            raise InputError(f"PEFT finds not all of {name}: {printable(str(warning.message))[:200]}")
     model.requires_grad_(False)
     return model.eval()
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # What says how a start was made; it is of no use to a plain adapter.
 _STARTS = ("corda_config", "eva_config", "lora_ga_config", "loftq_config")
-_PAPERS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
+PAPERS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
 # What the scaling and the ranks hang on: both adapters must say the same.
 _ALIKE = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 # Starts whose base is quantised as well: W is then not (base + s B₀ A₀).
@@ -80,7 +80,7 @@ def convert(folder: str | Path, initial: str | Path, out: str | Path) -> Convert
             fix="give the adapter as it was saved before its training",
         )
     tensors = _joined(_load(trained_bytes, folder), _load(initial_bytes, initial))
-    papers = [Path(folder) / paper for paper in _PAPERS if _regular(Path(folder) / paper)]
+    papers = [Path(folder) / paper for paper in PAPERS if regular(Path(folder) / paper)]
     target.mkdir(parents=True, exist_ok=True)
     config = json.dumps(_doubled(plain), indent=2, sort_keys=True) + "\n"
     (target / CONFIG).write_text(config, encoding="utf-8")
@@ -110,14 +110,14 @@ def add_converted(
 
 def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     for file in (CONFIG, WEIGHTS):
-        if not _regular(folder / file):
+        if not regular(folder / file):
             raise InputError(f"an adapter needs {file}, and {str(folder)!r} has none", fix="check the path")
     name, weights = str(folder), (folder / WEIGHTS).read_bytes()
     config = config_of((folder / CONFIG).read_bytes(), name)
     return config, weights
 
 
-def _regular(path: Path) -> bool:
+def regular(path: Path) -> bool:
     """Whether there is such a file; InputError where it is a link, which could lead anywhere."""
     if path.is_symlink():
         raise InputError(

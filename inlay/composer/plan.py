@@ -14,6 +14,7 @@ from inlay.composer.alone import refusal_alone
 from inlay.composer.factors import recorded_weights, refusal, shapes_of, sizes_of
 from inlay.composer.merging.methods import Settings
 from inlay.composer.slots import MergedSlot, MergeInput, Slot, merged_sizes
+from inlay.composer.truncation import said_of
 from inlay.errors import BaseMismatch, InputError, IntegrityError
 from inlay.registry import BaseRef, Lock, Registry, Version
 from inlay.registry.canonical import digest_of_json
@@ -371,6 +372,9 @@ class TreeWalk:
         for version in {version.ref: version for slot in self.slots for version in slot.versions}.values():
             if version.state != "active":
                 found.append(f"{version.ref} was {version.state}")
+            cut = said_of(version.lineage)
+            if cut is not None:
+                found.append(f"{version.ref} was {cut}")
         for slot in self.slots:
             if isinstance(slot, Slot) and slot.alone:
                 found.append(f"{slot.ref} is run by PEFT, without a bank: {slot.alone}")

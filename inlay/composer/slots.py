@@ -34,7 +34,8 @@ class Slot:
 
     @property
     def exactness(self) -> str:
-        return self.version.exactness
+        """What the version is worth here; "truncated" where it was cut out of what is no product."""
+        return "truncated" if "truncated_from" in (self.version.lineage or {}) else self.version.exactness
 
     @property
     def versions(self) -> tuple[Version, ...]:
