@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.composer.model import BaseLike, ComposedModel, compose
+from inlay.composer.weights import weigh
 from inlay.evals.decoding import Decoding
 from inlay.evals.forgetting import ForgettingReport
 from inlay.evals.ledger import How, Say, measure, paired
@@ -42,15 +43,20 @@ def evaluate(
     The base is scored on the same suite, so that the two can be compared item by item. Answers are greedy, or
     drawn as `sample` says: {"temperature": 0.7, "top_p": 0.9, "seed": 0}; guards count greedy scores only
     unless they ask for others. `embedding`: the folder of the embedding model, for the metric similarity.
+    `say` hears as well, as "note: …", what makes scores on the suite mean something else than they say.
     """
     how = How(Decoding.of(sample), embedding)
     if isinstance(model, str):
         model = compose(model, store=store, base=base)
     store = store or model.store
+    suite = suite_of(suite, store)
+    if say is not None:
+        for line in _remarks(suite, store):
+            say(f"note: {line}", 1, 1)
     _, after = paired(
         model.base_chat,
         model.chat,
-        suite_of(suite, store),
+        suite,
         subject=model.target.digest,
         label=model.target.ref,
         store=store,
@@ -58,6 +64,14 @@ def evaluate(
         say=say,
     )
     return after
+
+
+def _remarks(suite: Suite, store: Registry) -> list[str]:
+    """What a check of the suite calls an error, and whether the store knows another suite of its name."""
+    from inlay.evals.suite_check import check
+
+    found = check(suite, store=store).findings
+    return [f.sentence() for f in found if f.level == "error" or f.kind == "other-digest"]
 
 
 def forgetting(
@@ -91,6 +105,7 @@ def forgetting(
         cache=cache_dir(),
         rigidity=rigidity,
         overhead=overhead,
+        weights=weigh(model).to_dict(modules=False),
         say=say,
     )
     return model.report
