@@ -25,6 +25,7 @@ VERBS = (
     ("eval", "measure", "Score a version or variant, and its base beside it, on a suite."),
     ("forget", "forget", "Measure what a version or variant forgot of the base's general skills."),
     ("blame", "blame", "Say which member of a variant costs what, alone and in the whole."),
+    ("suite", "suite", "Look over suites: what is wrong with one, which there are, what is in them."),
     ("plan", "compose", "Show what a recipe or a reference would load, and what it costs."),
     ("lock", "compose", "Pin a recipe to exact versions as the next lock of a variant."),
     ("generate", "compose", "Ask a version or variant."),
