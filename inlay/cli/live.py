@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command("guard")
 @click.argument("name_alias", metavar="NAME@ALIAS")
-@click.option("--set", "file", metavar="FILE", help="YAML with forget, gain, regress and suites.")
+@click.option("--set", "file", metavar="FILE", help="YAML with limits and suites.")
 @click.option("--unset", is_flag=True, help="Take the guard away.")
 @why_option
 @common
@@ -26,8 +26,13 @@ def guard_verb(
 
     \b
     A guard's file:
-      forget: 0.05          # held-out general skills lost: upper 95% bound
-      gain: 0.3             # gained on the target against the base: lower bound
+      forget: 0.05      # held-out general skills lost: upper 95% bound
+      skill: 0.2        # of any one of them, or {sort: 0.1, "*": 0.2}
+      gain: 0.3         # gained on the target against the base: lower bound
+      regress: 0.02     # lost on the target against what is live
+      rigidity: 0.1     # lost on the target when asked less neatly
+      retention: 0.8    # share of each member's own gain that is kept
+      overhead: 0.3     # extra time a token against the base
       suites: {general: [general-v1], target: [tickets-test]}
 
     \b

@@ -266,10 +266,22 @@ def _rule(event: Event) -> str:
         "forget": "at most {} points of held-out general skills forgotten",
         "gain": "at least {} points gained over the base",
         "regress": "at most {} points lost against what is live",
+        "skill": "at most {} points of any one held-out skill forgotten",
+        "rigidity": "at most {} points lost when asked less neatly",
+        "retention": "at least {}% of each member's own gain kept",
+        "overhead": "at most {}% more time a token",
     }
-    said = [text.format(percent(float(guard[key]))) for key, text in asks.items() if key in guard]
+    said = [text.format(_limits(guard[key])) for key, text in asks.items() if key in guard]
     what = f"asks for {', '.join(said)}" if said else "asks for nothing any more"
     return f"- {_day(event)}: {_code(event.alias or '')} {what}.{_because(event)}"
+
+
+def _limits(held: Any) -> str:
+    """`5.0`, or `5.0 (sort), 10.0 (others)` of a mapping by name."""
+    if not isinstance(held, dict):
+        return percent(float(held))
+    names = ((escape(str(name)) if name != "*" else "others", limit) for name, limit in held.items())
+    return ", ".join(f"{percent(float(limit))} ({name})" for name, limit in names)
 
 
 def _reasons(event: Event) -> str:

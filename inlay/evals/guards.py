@@ -2,20 +2,23 @@
 
 Plain Python and no heavy import, since a promote waits for it. A guard never asks for an estimate: what may
 be lost is held against the upper 95% bound, what must be gained against the lower one. What was not
-measured, or on too few items, is "not enough evidence", which is no pass.
+measured, on too few items or in too few clusters, is "not enough evidence", which is no pass.
+
+Several checks that must all pass need no correction: each of them lets a bad candidate through in at most
+5% of the cases, so all of them together do (an intersection-union test). The price is paid by good
+candidates, which need some room below every limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from inlay.evals.statistics import Paired, needed_items, probability_of_passing
-from inlay.registry.guards import Evidence, Guard, Verdict
-from inlay.registry.records import EvalRecord
-
-MIN_TARGET_ITEMS = 60
-"""Fewest items of a target suite: from here on the interval's coverage was checked by simulation."""
+from inlay.evals.guard_figures import check, points
+from inlay.evals.guard_general import each_skill, forget, named_skills
+from inlay.evals.guard_targets import retained, target_checks
+from inlay.registry.guards import NEEDS, Evidence, Guard, Verdict
 
 
 def judge(guard: Guard, evidence: Sequence[Evidence]) -> Verdict:
@@ -23,20 +26,38 @@ def judge(guard: Guard, evidence: Sequence[Evidence]) -> Verdict:
 
     - `forget`: the upper bound of what was lost on the *held-out* items of each general suite, base against
       candidate, is at most this; needs `needed_items(forget)` held-out items.
+    - `skill`: the same for each held-out skill by itself; needs `skill_items(skill)` items of each.
     - `gain`: the lower bound of the gain on each target suite, base against candidate, is at least this.
     - `regress`: the upper bound of what was lost on each target suite, against what the alias points to now,
       is at most this. Nothing to hold it against (a first promotion) is a pass.
+    - `rigidity`: the upper bound of what the candidate loses from each target suite to its perturbed form.
+    - `retention`: for each member of a variant and each target suite on which that member gains (lower bound
+      above 0), the mean of variant − base − retention · (member − base) has a lower bound of at least 0.
+    - `overhead`: the upper bound of the extra time a token, in the newest measurement, is at most this.
+
+    Skills of which the base answers less than a tenth do not count (`reached`). Graded suites are judged by
+    `PairedMeans`, in the metric's unit. An alarm that no full measurement has answered is a failed check.
 
     Passes only if every check does. `reasons` are sentences: of the failed checks, or of all if all passed.
+    Each check names what it was judged by: keys of evals, digests of suites and reports, and the method.
     """
     checks: list[dict[str, Any]] = []
     for entry in evidence:
-        if entry.role == "general" and guard.forget is not None:
-            checks.append(_forget(entry, guard.forget))
-        if entry.role == "target" and guard.gain is not None:
-            checks.append(_gain(entry, guard.gain))
-        if entry.role == "target" and guard.regress is not None:
-            checks.append(_regress(entry, guard.regress))
+        if entry.role == "general":
+            if guard.forget is not None:
+                checks.append(forget(entry, guard.forget))
+            if guard.skill is not None:
+                checks.append(each_skill(entry, guard))
+        if entry.role == "target":
+            checks += target_checks(entry, guard)
+        if entry.role == "overhead" and guard.overhead is not None:
+            checks.append(_overhead(entry, guard.overhead))
+        if entry.role == "alarm":
+            checks.append(_alarm(entry))
+    if guard.skill is not None:
+        checks += named_skills(guard, evidence)
+    if guard.retention is not None:
+        checks += retained(guard.retention, [entry for entry in evidence if entry.role == "target"])
     checks += _unmeasured(guard, evidence)
     checks.sort(key=lambda check: check["passed"])
     passed = all(check["passed"] for check in checks)
@@ -48,14 +69,9 @@ def judge(guard: Guard, evidence: Sequence[Evidence]) -> Verdict:
 
 def _unmeasured(guard: Guard, evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
     """A threshold with no suite to measure it on must not pass for want of a check."""
-    needs = [
-        ("forget", "general", guard.forget),
-        ("gain", "target", guard.gain),
-        ("regress", "target", guard.regress),
-    ]
     checks = []
-    for kind, role, limit in needs:
-        if limit is None:
+    for kind, role in NEEDS.items():
+        if getattr(guard, kind) is None:
             continue
         measured = {entry.suite for entry in evidence if entry.role == role}
         named = guard.suites.get(role, ())
@@ -64,148 +80,44 @@ def _unmeasured(guard: Guard, evidence: Sequence[Evidence]) -> list[dict[str, An
                 f"not enough evidence: the guard limits `{kind}` and names no {role} suite; add it under "
                 f"suites: {{{role}: [NAME]}}"
             )
-            checks.append(_check(kind, "", False, reason))
+            checks.append(check(kind, "", False, reason))
         for suite in sorted(set(named) - measured):
-            checks.append(_check(kind, suite, False, f"not enough evidence: nothing is known on {suite}"))
+            checks.append(check(kind, suite, False, f"not enough evidence: nothing is known on {suite}"))
+    if guard.overhead is not None and not any(entry.role == "overhead" for entry in evidence):
+        checks.append(check("overhead", "", False, "not enough evidence: no time was measured"))
     return checks
 
 
-def _forget(entry: Evidence, limit: float) -> dict[str, Any]:
-    missing = _missing(entry, "forget", need_base=True)
-    if missing is not None:
-        return missing
-    assert entry.candidate is not None and entry.base is not None
-    before, after = _held_out(entry.base, entry), _held_out(entry.candidate, entry)
-    counts, needed = Paired.of(before, after), needed_items(limit)
-    figures = _figures(counts, limit) | {"bound": counts.loss_upper}
-    if counts.n < needed:
-        chance = probability_of_passing(counts.n, 0.0, limit) if counts.n else 0.0
+def _overhead(entry: Evidence, limit: float) -> dict[str, Any]:
+    extra = (entry.report or {}).get("extra_time")
+    bound = extra.get("upper") if isinstance(extra, Mapping) else None
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
+        who = entry.subject or "REF"
         reason = (
-            f"not enough evidence: n={counts.n} held-out items of {_name(entry)}, a {_points(limit)}-point "
-            f"guard needs {needed} (with {counts.n}, a model that truly loses nothing passes with "
-            f"probability {chance:.2f})"
+            f"not enough evidence: what {who} costs in time was not measured; run `inlay forget {who} "
+            "--overhead`"
         )
-        return _check("forget", _name(entry), False, reason, figures)
-    passed = counts.loss_upper <= limit
+        return check("overhead", "", False, reason)
+    assert entry.report is not None and isinstance(extra, Mapping)
+    device = str(entry.report.get("device", "?"))
     reason = (
-        f"{_change(counts, 'forgets', 'improves')} of held-out general skills on {_name(entry)} (upper bound "
-        f"{_points(counts.loss_upper)}, guard allows {_points(limit)}; n={counts.n})"
+        f"takes {points(extra.get('estimate', bound))}% more time a token than the base on {device} "
+        f"(upper bound {points(bound)}%, guard allows {points(limit)}%)"
     )
-    return _check("forget", _name(entry), passed, reason, figures)
-
-
-def _gain(entry: Evidence, limit: float) -> dict[str, Any]:
-    missing = _missing(entry, "gain", need_base=True)
-    if missing is not None:
-        return missing
-    assert entry.candidate is not None and entry.base is not None
-    counts = Paired.of(_bools(entry.base), _bools(entry.candidate))
-    figures = _figures(counts, limit) | {"bound": counts.gain_lower}
-    few = _too_few(entry, "gain", counts, figures)
-    if few is not None:
-        return few
-    reason = (
-        f"gains {_points(counts.delta)} points over the base on {_name(entry)} (lower bound "
-        f"{_points(counts.gain_lower)}, guard asks {_points(limit)}; n={counts.n})"
-    )
-    return _check("gain", _name(entry), counts.gain_lower >= limit, reason, figures)
-
-
-def _regress(entry: Evidence, limit: float) -> dict[str, Any]:
-    missing = _missing(entry, "regress", need_base=False)
-    if missing is not None:
-        return missing
-    assert entry.candidate is not None
-    if entry.current is None and not entry.has_current:
-        return _check("regress", _name(entry), True, f"nothing is live yet to regress from on {_name(entry)}")
-    if entry.current is None:
-        reason = (
-            f"not enough evidence: what is live has no score on {_name(entry)}; run `inlay eval` on it first"
-        )
-        return _check("regress", _name(entry), False, reason)
-    if entry.current.subject == entry.candidate.subject:
-        return _check(
-            "regress",
-            _name(entry),
-            True,
-            f"the same bytes are live already, nothing to regress on {_name(entry)}",
-        )
-    counts = Paired.of(_bools(entry.current), _bools(entry.candidate))
-    figures = _figures(counts, limit) | {"bound": counts.loss_upper}
-    few = _too_few(entry, "regress", counts, figures)
-    if few is not None:
-        return few
-    reason = (
-        f"{_change(counts, 'loses', 'gains')} against what is live on {_name(entry)} (upper bound of the "
-        f"loss {_points(counts.loss_upper)}, guard allows {_points(limit)}; n={counts.n})"
-    )
-    return _check("regress", _name(entry), counts.loss_upper <= limit, reason, figures)
-
-
-def _missing(entry: Evidence, kind: str, *, need_base: bool) -> dict[str, Any] | None:
-    """The failed check of an entry that lacks a score, None where it has what it needs."""
-    if entry.candidate is None:
-        who = ref = entry.subject or "the candidate"
-    elif need_base and entry.base is None:
-        who, ref = "the base", "base"
-    else:
-        return None
-    suite = _name(entry)
-    if entry.candidate is None and entry.foreign:
-        reason = (
-            f"not enough evidence: {who} was scored on {suite}, but under another base, metric or protocol "
-            f"than counts here; run `inlay eval {ref} --suite {suite}`"
-        )
-    else:
-        reason = f"not enough evidence: {who} has no score on {suite}; run `inlay eval {ref} --suite {suite}`"
-    return _check(kind, _name(entry), False, reason)
-
-
-def _too_few(entry: Evidence, kind: str, counts: Paired, figures: dict[str, Any]) -> dict[str, Any] | None:
-    if counts.n >= MIN_TARGET_ITEMS:
-        return None
-    reason = f"not enough evidence: n={counts.n} items of {_name(entry)}, `{kind}` needs {MIN_TARGET_ITEMS}"
-    return _check(kind, _name(entry), False, reason, figures)
-
-
-def _held_out(record: EvalRecord, entry: Evidence) -> list[bool]:
-    """The outcomes of the held-out items; of all where the suite does not tell them apart."""
-    if entry.held_out is None:
-        return _bools(record)
-    return [bool(x) for x, held_out in zip(record.outcomes, entry.held_out, strict=True) if held_out]
-
-
-def _bools(record: EvalRecord) -> list[bool]:
-    return [bool(x) for x in record.outcomes]
-
-
-def _change(counts: Paired, worse: str, better: str) -> str:
-    """`forgets 41.2 points`, or `improves 0.5 points`."""
-    return f"{worse if counts.delta <= 0 else better} {_points(abs(counts.delta))} points"
-
-
-def _figures(counts: Paired, limit: float) -> dict[str, Any]:
-    low, high = counts.interval
-    return {
-        "n": counts.n,
-        "lost": counts.lost,
-        "gained": counts.gained,
-        "delta": counts.delta,
-        "interval": [low, high],
+    figures = {
+        "bound": bound,
         "limit": limit,
+        "device": device,
+        "method": "median of paired ratios, by order statistics",
+        "evidence": {"report": entry.digest},
     }
+    return check("overhead", "", bound <= limit, reason, figures)
 
 
-def _check(
-    kind: str, suite: str, passed: bool, reason: str, figures: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    return {"check": kind, "suite": suite, "passed": passed, "reason": reason, **(figures or {})}
-
-
-def _points(fraction: float) -> str:
-    text = f"{100.0 * fraction:.1f}"
-    return "0.0" if text == "-0.0" else text
-
-
-def _name(entry: Evidence) -> str:
-    return str(entry.suite)
+def _alarm(entry: Evidence) -> dict[str, Any]:
+    said = str((entry.report or {}).get("said", "it drifted far from its base")).rstrip(".")
+    reason = (
+        f"not enough evidence: {said}, and nothing was measured since; run `inlay forget "
+        f"{entry.subject or 'REF'}`"
+    )
+    return check("alarm", "", False, reason, {"evidence": {"report": entry.digest}})

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from inlay.errors import InputError, IntegrityError, ReferenceNotFound
 from inlay.registry import lookup
 from inlay.registry.canonical import canonical, digest_of, is_digest, now
-from inlay.registry.guards import Evidence, Guard
+from inlay.registry.guards import Evidence, Guard, Perturbed, rigid_name
 from inlay.registry.names import check_name, close_to
 from inlay.registry.records import EvalRecord, Lock, SuiteRow, Version
 from inlay.registry.store import Store
@@ -170,30 +170,42 @@ def put_report(store: Store, subject: str, kind: str, report: Mapping[str, Any])
 
 def reports(store: Store, subject: str, kind: str | None, limit: int | None) -> list[dict[str, Any]]:
     """See `Registry.reports`."""
-    from inlay.registry.removing import erased
-
     rows = store.db.rows(
         "SELECT object FROM reports WHERE subject = ?1 AND (?2 IS NULL OR kind = ?2) ORDER BY id DESC",
         [subject_of(store, subject), kind],
     )
-    digests = [row["object"] for row in rows]
-    if store.objects.missing(digests):  # erased, or lost: reading the lost ones says so
-        gone = erased(store)
-        digests = [digest for digest in digests if digest not in gone]
+    digests = _without_erased(store, [row["object"] for row in rows])
     return [json.loads(store.objects.read(digest, what="report")) for digest in digests[:limit]]
 
 
+def _without_erased(store: Store, digests: list[str]) -> list[str]:
+    """Without what was erased; what was lost stays, so that reading it says so."""
+    from inlay.registry.removing import erased
+
+    if store.objects.missing(digests):
+        gone = erased(store)
+        return [digest for digest in digests if digest not in gone]
+    return digests
+
+
 def pin_guard(store: Store, guard: Guard) -> Guard:
-    """`guard` with the digest of each of its suites as they are now, unless it names one already."""
-    return replace(
-        guard, pinned={name: guard.pinned.get(name) or suite(store, name).digest for name in guard.names()}
-    )
+    """`guard` with the digest of each of its suites as they are now, unless it names one already; also of
+    their perturbed forms where rigidity is asked for and they are here.
+    """
+    pinned = {name: guard.pinned.get(name) or suite(store, name).digest for name in guard.names()}
+    if guard.rigidity is not None:
+        for name in map(rigid_name, guard.suites.get("target", ())):
+            digest = guard.pinned.get(name) or _newest_digest(store, name)
+            pinned |= {name: digest} if digest is not None else {}
+    return replace(guard, pinned=pinned)
 
 
 def gather(
     store: Store, guard: Guard, candidate: Version | Lock, current: Version | Lock | None
 ) -> list[Evidence]:
-    """What is known about each suite of `guard`, for `candidate`, its base, and what it would replace."""
+    """What is known about each suite of `guard`, for `candidate`, its base, and what it would replace; then
+    about its time where the guard asks, and about alarms that nothing has answered.
+    """
     found = []
     for role, names in guard.suites.items():
         for name in names:
@@ -207,6 +219,8 @@ def gather(
             if current is not None and mine is not None:
                 theirs = _records(store, current.digest, row, candidate, guard)
                 before = next((r for r in theirs if r.comparable(mine)), None)
+            items = _items(store, row)
+            target = role == "target"
             found.append(
                 Evidence(
                     role=role,
@@ -214,14 +228,122 @@ def gather(
                     candidate=mine,
                     base=base,
                     current=before,
-                    held_out=_held_out(store, row),
+                    held_out=_held_out(items),
                     digest=row.digest,
                     has_current=current is not None,
                     subject=candidate.ref,
                     foreign=mine is None and bool(_scored(store, candidate, row)),
+                    skills=tuple(str(item.get("skill", "all")) for item in items),
+                    clusters=_clusters(items),
+                    perturbed=_perturbed(store, guard, candidate, name, items, mine)
+                    if target and guard.rigidity is not None
+                    else None,
+                    members=_members(store, guard, candidate, row, mine)
+                    if target and guard.retention is not None
+                    else (),
                 )
             )
-    return found
+    if guard.overhead is not None:
+        found.append(_overhead(store, candidate))
+    return found + _alarms(store, candidate)
+
+
+def _perturbed(
+    store: Store,
+    guard: Guard,
+    candidate: Version | Lock,
+    name: str,
+    items: Sequence[Mapping[str, Any]],
+    mine: EvalRecord | None,
+) -> Perturbed:
+    """The candidate's newest score on the suite's perturbed form, under the clean score's protocol."""
+    rigid = rigid_name(name)
+    digest = guard.pinned.get(rigid)
+    at = {str(item.get("id")): index for index, item in enumerate(items)}
+    for row in _suites_called(store, rigid, digest):
+        made = _items(store, row)
+        sources = [at.get(str(item.get("id")).rpartition("~")[0]) for item in made]
+        record = next(
+            (
+                record
+                for record in _records(store, candidate.digest, row, candidate, guard)
+                if mine is not None and record.protocol == mine.protocol
+            ),
+            None,
+        )
+        if record is not None and None not in sources:
+            clusters = (
+                str(item.get("cluster") or f"item {source}")
+                for item, source in zip(made, sources, strict=True)
+            )
+            kept = tuple(source for source in sources if source is not None)
+            return Perturbed(rigid, record, kept, tuple(clusters), row.digest)
+    return Perturbed(rigid)
+
+
+def _members(
+    store: Store, guard: Guard, candidate: Version | Lock, row: SuiteRow, mine: EvalRecord | None
+) -> tuple[tuple[str, EvalRecord | None], ...]:
+    """Each adapter inside a lock, once, with its own score that can be compared with the candidate's."""
+    members = {m.digest: m.ref for m in candidate.members} if isinstance(candidate, Lock) else {}
+    return tuple(
+        (
+            ref,
+            next(
+                (
+                    record
+                    for record in _records(store, digest, row, candidate, guard)
+                    if mine is not None and record.comparable(mine)
+                ),
+                None,
+            ),
+        )
+        for digest, ref in members.items()
+    )
+
+
+def _overhead(store: Store, candidate: Version | Lock) -> Evidence:
+    """The newest report of kind `overhead` about the candidate on its base."""
+    digest, report = next(
+        (
+            (digest, report)
+            for digest, report in _kept(store, candidate.digest, "overhead")
+            if report.get("base_weights") == candidate.base.weights
+        ),
+        ("", None),
+    )
+    return Evidence("overhead", "", None, None, None, None, digest, subject=candidate.ref, report=report)
+
+
+def _alarms(store: Store, candidate: Version | Lock) -> list[Evidence]:
+    """The newest alarm about the candidate, unless its general skills were measured on suites."""
+    raised: list[Evidence] = []
+    for kind in ("forgetting", "alarm"):
+        for digest, report in _kept(store, candidate.digest, kind):
+            levels = report.get("levels")  # reports of the first schema had one level
+            if kind == "forgetting" and (levels is None or "general" in levels.get("registration", ())):
+                return []
+            said = report.get("alarm") if kind == "forgetting" else report
+            if not raised and isinstance(said, dict) and said.get("raised") is True:
+                raised.append(
+                    Evidence("alarm", "", None, None, None, None, digest, subject=candidate.ref, report=said)
+                )
+    return raised
+
+
+def _kept(store: Store, subject: str, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(digest, report) of what is kept of that kind, newest first, without what was erased."""
+    rows = store.db.rows(
+        "SELECT object FROM reports WHERE subject = ? AND kind = ? ORDER BY id DESC LIMIT ?",
+        [subject, kind, _REPORTS_READ],
+    )
+    for digest in _without_erased(store, [row["object"] for row in rows]):
+        report = json.loads(store.objects.read(digest, what="report"))
+        if isinstance(report, dict):
+            yield digest, report
+
+
+_REPORTS_READ = 20
 
 
 def _records(
@@ -252,14 +374,39 @@ def _pinned_suite(store: Store, name: str, digest: str | None) -> SuiteRow:
     return _suite(row) if row is not None else suite(store, digest or name)
 
 
-def _held_out(store: Store, row: SuiteRow) -> tuple[bool, ...] | None:
-    """Which items of the suite are of held-out skills; None where no item says."""
-    items = [
-        json.loads(line) for line in store.objects.read(row.items, what="suite").split(b"\n") if line.strip()
-    ]
-    if not any(isinstance(i, dict) and ("held_out" in i or "split" in i) for i in items):
+def _suites_called(store: Store, name: str, digest: str | None) -> list[SuiteRow]:
+    """The suite of that digest, or all of that name, newest first."""
+    column, value = ("digest", digest) if digest is not None else ("name", name)
+    rows = store.db.rows(
+        f"SELECT * FROM suites WHERE {column} = ? ORDER BY created DESC, id DESC LIMIT ?",
+        [value, _REPORTS_READ],
+    )
+    return [_suite(row) for row in rows]
+
+
+def _newest_digest(store: Store, name: str) -> str | None:
+    return next((row.digest for row in _suites_called(store, name, None)), None)
+
+
+def _items(store: Store, row: SuiteRow) -> list[dict[str, Any]]:
+    """The suite's items as they were written, in order."""
+    lines = store.objects.read(row.items, what="suite").split(b"\n")
+    items = [json.loads(line) for line in lines if line.strip()]
+    return [item if isinstance(item, dict) else {} for item in items]
+
+
+def _held_out(items: Sequence[Mapping[str, Any]]) -> tuple[bool, ...] | None:
+    """Which items are of held-out skills; None where no item says."""
+    if not any("held_out" in item or "split" in item for item in items):
         return None
-    return tuple(i.get("held_out") is True or i.get("split") == "held_out" for i in items)
+    return tuple(item.get("held_out") is True or item.get("split") == "held_out" for item in items)
+
+
+def _clusters(items: Sequence[Mapping[str, Any]]) -> tuple[str | None, ...]:
+    """What each item shares with others; nothing where no item says."""
+    if not any(item.get("cluster") is not None for item in items):
+        return ()
+    return tuple(None if item.get("cluster") is None else str(item["cluster"]) for item in items)
 
 
 def _pack(outcomes: tuple[bool | float, ...]) -> str:

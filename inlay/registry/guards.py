@@ -12,11 +12,29 @@ from typing import Any
 from inlay.errors import InputError
 from inlay.registry.records import EvalRecord
 
-THRESHOLDS = ("forget", "gain", "regress")
+THRESHOLDS = ("forget", "gain", "regress", "skill", "rigidity", "retention", "overhead")
+BY_NAME = {"gain": "suite", "regress": "suite", "skill": "skill"}
+"""Thresholds that may also be a mapping by name, and what the names are of."""
+REST = "*"
+"""In such a mapping: every name that is not in it."""
+NEEDS = {
+    "forget": "general",
+    "gain": "target",
+    "regress": "target",
+    "skill": "general",
+    "rigidity": "target",
+    "retention": "target",
+}
+"""Which suites a threshold is measured on."""
+LARGEST = {"overhead": 100.0}
+"""Thresholds that may be over 1."""
 ROLES = ("general", "target")
 STANDARD = {"decoding": "greedy", "few_shot": 0}
 """What evidence must not differ from where the guard does not ask for something else."""
+RIGID = "--rigid"
+"""What the name of a suite's perturbed form ends in."""
 _MAX_SUITES = 64
+_MAX_NAMED = 256
 
 
 @dataclass(frozen=True)
@@ -26,15 +44,23 @@ class Guard:
     - `forget`: most that may be lost on held-out general items against the base (upper bound)
     - `gain`: least that must be gained on the target against the base (lower bound)
     - `regress`: most that may be lost on the target against what the alias points to now (upper bound)
+    - `skill`: most that may be lost on any one held-out skill that the base has (upper bound)
+    - `rigidity`: most that may be lost from a target suite to its perturbed form (upper bound)
+    - `retention`: of a variant, least share of each member's own gain over the base that the whole keeps on
+      the target suites where the member gains (lower bound)
+    - `overhead`: most extra time a token takes against the base, as a fraction of the base's (upper bound)
     - `suites`: {"general": names, "target": names}
     - `pinned`: name of a suite -> digest, filled in when the guard is set
     - `protocol`: fields of the protocol that evidence must have been measured under ({"dtype": "float32"});
       greedy and without examples in the prompt unless it says otherwise
+
+    `gain` and `regress` may be mappings by suite and `skill` one by skill, where "*" stands for the others; a
+    number in such a mapping may be over 1 for suites (those with a graded metric are judged in its unit).
     """
 
     forget: float | None = None
-    gain: float | None = None
-    regress: float | None = None
+    gain: float | Mapping[str, float] | None = None
+    regress: float | Mapping[str, float] | None = None
     skill: float | Mapping[str, float] | None = None
     rigidity: float | None = None
     retention: float | None = None
@@ -55,13 +81,14 @@ class Guard:
             raise InputError(f"a guard has the unknown key {str(unknown[0])[:60]!r}", fix=_allowed())
         thresholds = {key: _threshold(key, value[key]) for key in THRESHOLDS if value.get(key) is not None}
         suites = _suites(value.get("suites") or {})
-        needs = {"forget": "general", "gain": "target", "regress": "target"}
-        for threshold, role in needs.items():
+        for threshold, role in NEEDS.items():
             if threshold in thresholds and not suites.get(role):
                 raise InputError(
                     f"a guard with {threshold} needs {role} suites, it has none",
                     fix=f"add suites: {{{role}: [NAME]}}",
                 )
+        for threshold in ("gain", "regress"):
+            _check_named(threshold, thresholds.get(threshold), suites)
         pinned = value.get("pinned") or {}
         if not isinstance(pinned, Mapping) or not all(isinstance(v, str) for v in pinned.values()):
             raise InputError("pinned must map names of suites to digests")
@@ -80,12 +107,21 @@ class Guard:
         }
         return Guard(
             forget=_pick(min, self.forget, other.forget),
-            gain=_pick(max, self.gain, other.gain),
-            regress=_pick(min, self.regress, other.regress),
+            gain=_pick_named(max, self.gain, other.gain),
+            regress=_pick_named(min, self.regress, other.regress),
+            skill=_pick_named(min, self.skill, other.skill),
+            rigidity=_pick(min, self.rigidity, other.rigidity),
+            retention=_pick(max, self.retention, other.retention),
+            overhead=_pick(min, self.overhead, other.overhead),
             suites=suites,
             pinned={**other.pinned, **self.pinned},
             protocol={**other.protocol, **self.protocol},
         )
+
+    def limit(self, threshold: str, name: str) -> float | None:
+        """What `gain`, `regress` or `skill` asks of the suite or skill of that name; None for nothing."""
+        held = getattr(self, threshold)
+        return held.get(name, held.get(REST)) if isinstance(held, Mapping) else held
 
     def admits(self, record: EvalRecord) -> bool:
         """Whether a score was measured under a protocol that counts here."""
@@ -102,7 +138,9 @@ class Guard:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON, without what is not set."""
         result: dict[str, Any] = {
-            key: getattr(self, key) for key in THRESHOLDS if getattr(self, key) is not None
+            key: dict(held) if isinstance(held := getattr(self, key), Mapping) else held
+            for key in THRESHOLDS
+            if getattr(self, key) is not None
         }
         if self.suites:
             result["suites"] = {role: list(names) for role, names in self.suites.items()}
@@ -118,14 +156,31 @@ class Guard:
 
 
 @dataclass(frozen=True)
+class Perturbed:
+    """What is known about the perturbed form of a suite. `sources[k]` is the index, in the clean suite, of
+    the item that item k was made from; `clusters[k]` what k shares with others. `record` is None where the
+    candidate has no score under the clean one's protocol.
+    """
+
+    suite: str
+    record: EvalRecord | None = None
+    sources: tuple[int, ...] = ()
+    clusters: tuple[str, ...] = ()
+    digest: str = ""
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What is known about one suite. The three records are item by item comparable; None where there is no
-    such eval.
+    such eval. Role `overhead`: the newest `report` about the candidate's times, None where there is none;
+    role `alarm`: an alarm that no full measurement has answered.
 
     `held_out` says for each item whether it is of a held-out skill; None where the suite does not say.
     `current` is None as well where the alias points to nothing yet: then `has_current` is False. `subject`
     is the candidate's reference, `digest` the suite's. `foreign` says that the candidate has scores on the
     suite, none of which counts: measured under another base, metric or protocol than the guard admits.
+    `skills` and `clusters` are an item's each, empty where the suite says nothing; `perturbed` is there where
+    the guard asks about rigidity, and `members` (reference, comparable record or None) about retention.
     """
 
     role: str
@@ -138,6 +193,11 @@ class Evidence:
     has_current: bool = False
     subject: str = ""
     foreign: bool = False
+    skills: tuple[str, ...] = ()
+    clusters: tuple[str | None, ...] = ()
+    perturbed: Perturbed | None = None
+    members: tuple[tuple[str, EvalRecord | None], ...] = ()
+    report: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,15 +218,43 @@ class Verdict:
 Judge = Callable[[Guard, list[Evidence]], Verdict]
 
 
-def _threshold(key: str, value: Any) -> float:
+def rigid_name(suite: str) -> str:
+    """The name of a suite's perturbed form; at most 63 characters, as names are."""
+    return suite[: 63 - len(RIGID)] + RIGID
+
+
+def _threshold(key: str, value: Any) -> Any:
+    if key not in BY_NAME or not isinstance(value, Mapping):
+        return _number(key, value, LARGEST.get(key, 1.0))
+    if not value or len(value) > _MAX_NAMED or not all(isinstance(name, str) and name for name in value):
+        raise InputError(
+            f"{key} must be a number or map 1 to {_MAX_NAMED} names of a {BY_NAME[key]} to numbers"
+        )
+    largest = None if BY_NAME[key] == "suite" else 1.0
+    return {name: _number(f"{key}.{name[:60]}", held, largest) for name, held in value.items()}
+
+
+def _number(key: str, value: Any, largest: float | None) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise InputError(
             f"{key} must be a number, got {str(value)[:40]!r}", fix="write points as a fraction: 0.05"
         )
-    if not 0 <= value <= 1:
+    if not 0 <= value <= (1e9 if largest is None else largest):
         got = f"{value}" if abs(value) < 2**64 else "a far larger number"
-        raise InputError(f"{key} must be between 0 and 1, got {got}", fix="write five points as 0.05")
+        said = "at least 0" if largest is None else f"between 0 and {largest:g}"
+        raise InputError(f"{key} must be {said}, got {got}", fix="write five points as 0.05")
     return float(value)
+
+
+def _check_named(key: str, held: Any, suites: Mapping[str, tuple[str, ...]]) -> None:
+    """A limit for a suite that is not judged would never be looked at."""
+    named = set(held) - {REST} if isinstance(held, Mapping) else set()
+    unknown = sorted(named - set(suites.get(NEEDS[key], ())))
+    if unknown:
+        raise InputError(
+            f"{key} names {unknown[0][:60]!r}, which is no {NEEDS[key]} suite of the guard",
+            fix=f"its {NEEDS[key]} suites: {', '.join(suites.get(NEEDS[key], ()))}",
+        )
 
 
 def _suites(value: Any) -> dict[str, tuple[str, ...]]:
@@ -203,6 +291,18 @@ def _protocol(value: Any) -> dict[str, Any]:
 def _pick(choose: Callable[..., float], one: float | None, other: float | None) -> float | None:
     both = [value for value in (one, other) if value is not None]
     return choose(both) if both else None
+
+
+def _pick_named(choose: Callable[..., float], one: Any, other: Any) -> Any:
+    """As `_pick`, name by name where one of the two is a mapping."""
+    if not isinstance(one, Mapping) and not isinstance(other, Mapping):
+        return _pick(choose, one, other)
+    sides = [held if isinstance(held, Mapping) else {REST: held} for held in (one, other) if held is not None]
+    names = dict.fromkeys(name for side in sides for name in side)
+    picked = {
+        name: _pick(choose, *(side.get(name, side.get(REST)) for side in [*sides, {}][:2])) for name in names
+    }
+    return {name: limit for name, limit in picked.items() if limit is not None}
 
 
 def _allowed() -> str:
