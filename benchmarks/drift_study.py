@@ -33,16 +33,19 @@ import torch
 from inlay.builtin import base_path, general_prompts_path
 from inlay.builtin.skills import SKILLS, split_skills, unique_items
 from inlay.builtin.tasks import prompt_of, rows
+from inlay.evals.calibration import HARM
 from inlay.evals.drift import measure_drift
 from inlay.evals.inference import Base, Chat, base_answers, load_base, pad
 from inlay.evals.prompts import read_prompts
 from inlay.evals.scoring import library_versions
+from inlay.evals.statistics import Paired
 from inlay.trainers.data import read_dataset
 from inlay.trainers.run import ANSWER_TOKENS
 from inlay.trainers.settings import Settings
 from inlay.trainers.sft import _tokenized, fit, release
 
 POINTS = Path(__file__).parent.parent / "docs" / "drift-points.jsonl"
+FIGURE = POINTS.with_name("drift.svg")
 TASKS = ("ticket-queue", "order-slip", "case-card")
 TRAIN_ROWS, SEED = 800, 7
 SCORED, PROBED = 60, {"protected": 6, "held_out": 11}
@@ -82,7 +85,7 @@ METHODS: dict[str, tuple[float, float]] = {
 `kl-weak`: the anchor with coefficient 1 and 0.1; `replay`: a third of the rows are general prompts of
 protected skills with the base's own answers; `full`: every linear weight, no adapter; `mixture`: LoRA on
 rows of two tasks."""
-RUNS_A_METHOD = 8
+RUNS_A_METHOD, PAIRS = 8, 12
 
 
 def runs() -> list[Run]:
@@ -262,8 +265,9 @@ def train_full(bench: Bench, data: list[dict[str, str]], settings: Settings) -> 
 
 
 def derived(trained: list[tuple[Run, Delta]]) -> Iterator[tuple[str, str, Delta]]:
-    """Points made of trained ones: (name, method, delta)."""
-    for (a, da), (b, db) in zip(trained[::2], trained[1::2], strict=False):
+    """Points made of trained ones, `PAIRS` stacks and merges among them: (name, method, delta)."""
+    drawn = Random(1).sample(trained, 2 * PAIRS)
+    for (a, da), (b, db) in zip(drawn[::2], drawn[1::2], strict=True):
         yield f"stack/{a.name}+{b.name}", "stack", {k: da[k] + db[k] for k in da}
         yield f"merge/{a.name}+{b.name}", "merge", {k: 0.5 * (da[k] + db[k]) for k in da}
     for run, delta in trained:
@@ -319,14 +323,199 @@ def read_points(points: Path) -> list[dict[str, Any]]:
     return found
 
 
+SHOWN = (
+    ("held_out/disagreement", "top-1 disagreement, held-out probe"),
+    ("held_out/forward_kl", "forward KL, held-out probe"),
+    ("held_out/reverse_kl", "reverse KL, held-out probe"),
+    ("held_out/nll_change", "NLL change, held-out probe"),
+    ("protected/disagreement", "top-1 disagreement, protected probe"),
+    ("protected/forward_kl", "forward KL, protected probe"),
+    ("protected/reverse_kl", "reverse KL, protected probe"),
+    ("protected/nll_change", "NLL change, protected probe"),
+    ("task/disagreement", "top-1 disagreement, the new tasks' prompts"),
+    ("task/forward_kl", "forward KL, the new tasks' prompts"),
+    ("frobenius", "‖ΔW‖ / ‖W‖, Frobenius"),
+    ("spectral", "‖ΔW‖ / ‖W‖, spectral, largest module"),
+    ("intruders", "intruder dimensions"),
+)
+"""Signals in the order of the table, and what it calls them."""
+NEAR = 0.10
+"""Loss below which a point counts as near the base."""
+
+
+def lost(row: Mapping[str, Any]) -> float:
+    """Net fraction of the held-out items lost."""
+    return (row["lost"] - row["gained"]) / row["n"]
+
+
+def report(points: list[dict[str, Any]]) -> None:
+    """Prints the tables of docs/drift.md."""
+    trained = [row for row in points if row["trained"]]
+    near = [row for row in trained if lost(row) < NEAR]
+    print(
+        f"{len(trained)} trained, {len(points) - len(trained)} made of them; {len(near)} trained near the base"
+    )
+    print("| signal | R² line | R² monotone | Spearman | near: Spearman | new method: R² |")
+    for key, name in SHOWN:
+        x, y = columns(trained, key)
+        rank, close = ranked(trained, key), ranked(near, key)
+        cells = [
+            f"{r2_line(x, y):.2f}",
+            f"{r2_monotone(x, y):.2f}",
+            rank,
+            close,
+            f"{unseen(trained, key):.2f}",
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
+    x, y = columns(points, "held_out/disagreement")
+    print(
+        f"all {len(points)} points, held-out disagreement: {r2_line(x, y):.2f}, {ranked(points, SHOWN[0][0])}"
+    )
+    for key in ("held_out/disagreement", "protected/disagreement", "held_out/forward_kl", "frobenius"):
+        alarms(trained, points, key)
+
+
+def columns(rows: list[dict[str, Any]], key: str) -> tuple[Any, Any]:
+    """A signal and the loss, as arrays."""
+    import numpy as np
+
+    return np.array([row["signals"][key] for row in rows]), np.array([lost(row) for row in rows])
+
+
+def r2_line(x: Any, y: Any) -> float:
+    """R² of the straight line through the points: Pearson's correlation, squared."""
+    import numpy as np
+
+    return float(np.corrcoef(x, y)[0, 1] ** 2)
+
+
+def r2_monotone(x: Any, y: Any) -> float:
+    """R² of the best non-decreasing function of the signal, equal signals pooled."""
+    return 1 - float(((y - monotone(x, y, x)) ** 2).sum() / ((y - y.mean()) ** 2).sum())
+
+
+def monotone(x: Any, y: Any, at: Any) -> Any:
+    """Isotonic regression of y on x, read at other points; constant beyond both ends."""
+    import numpy as np
+    from scipy.optimize import isotonic_regression
+
+    places, where, counts = np.unique(x, return_inverse=True, return_counts=True)
+    means = np.bincount(where, weights=y) / counts
+    return np.interp(at, places, isotonic_regression(means, weights=counts).x)
+
+
+def ranked(rows: list[dict[str, Any]], key: str, draws: int = 2000) -> str:
+    """Spearman's correlation with its 95% interval, by bootstrap over adapters."""
+    import numpy as np
+    from scipy.stats import rankdata
+
+    x, y = columns(rows, key)
+    rng = np.random.default_rng(0)
+
+    def rho(pick: Any) -> float:
+        a, b = rankdata(x[pick]), rankdata(y[pick])
+        return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
+
+    found = [rho(rng.integers(0, len(x), len(x))) for _ in range(draws)]
+    low, high = np.quantile(found, (0.025, 0.975))
+    return f"{rho(np.arange(len(x))):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def unseen(rows: list[dict[str, Any]], key: str) -> float:
+    """R² of predicting each method's losses by a monotone function fitted on the other methods."""
+    import numpy as np
+
+    x, y = columns(rows, key)
+    methods = np.array([row["method"] for row in rows])
+    predicted = np.empty_like(y)
+    for method in np.unique(methods):
+        out = methods == method
+        predicted[out] = monotone(x[~out], y[~out], x[out])
+    return 1 - float(((y - predicted) ** 2).sum() / ((y - y.mean()) ** 2).sum())
+
+
+def alarms(trained: list[dict[str, Any]], points: list[dict[str, Any]], key: str) -> None:
+    """The threshold that catches every harmful trained adapter, what it says falsely, and what it misses
+    of a method it was not taken from."""
+
+    def split(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+        harmful = [Paired(r["n"], r["lost"], r["gained"], 0).loss_lower > HARM for r in rows]
+        value = [r["signals"][key] for r in rows]
+        return [v for v, h in zip(value, harmful, strict=True) if h], [
+            v for v, h in zip(value, harmful, strict=True) if not h
+        ]
+
+    harmful, others = split(trained)
+    threshold = min(harmful)
+    missed = false = quiet = 0
+    for method in METHODS:
+        mine, rest = (
+            split([r for r in trained if (r["method"] == method) is same]) for same in (True, False)
+        )
+        missed += sum(v < min(rest[0]) for v in mine[0])
+        false += sum(v >= min(rest[0]) for v in mine[1])
+        quiet += len(mine[1])
+    wrong = sum(v >= threshold for v in others)
+    print(
+        f"{key}: threshold {threshold:.4g}; false alarms {wrong} of {len(others)}; "
+        f"method left out: missed {missed} of {len(harmful)}, false {false} of {quiet}"
+    )
+    made = split([r for r in points if not r["trained"]])
+    print(
+        f"  points made of them: missed {sum(v < threshold for v in made[0])} of {len(made[0])}, "
+        f"false {sum(v >= threshold for v in made[1])} of {len(made[1])}"
+    )
+    for at in (0.0025, 0.005, 0.01, 0.02):
+        print(
+            f"  at {at}: missed {sum(v < at for v in harmful)} of {len(harmful)}, "
+            f"false {sum(v >= at for v in others)} of {len(others)}"
+        )
+
+
+def draw(points: list[dict[str, Any]], file: Path) -> None:
+    """The figure of docs/drift.md: loss against three signals, a mark for each way of training."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams |= {"svg.hashsalt": "drift", "svg.fonttype": "none", "font.family": "sans-serif"}
+    import matplotlib.pyplot as plt
+
+    shown = (SHOWN[0], SHOWN[4], SHOWN[10])
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.6), sharey=True, layout="constrained")
+    groups = (
+        ("without an anchor", "o", "#b5482a", ("lora", "rslora", "attention", "full", "mixture")),
+        ("KL to the base", "s", "#1f6f8b", ("kl", "kl-weak")),
+        ("replay", "^", "#5b8c2a", ("replay",)),
+        ("made of others", "x", "#999999", ("stack", "merge", "truncated")),
+    )
+    for axis, (key, name) in zip(axes, shown, strict=True):
+        for label, mark, colour, methods in groups:
+            rows = [r for r in points if r["method"] in methods]
+            x, y = columns(rows, key)
+            axis.scatter(100 * x, 100 * y, s=16, marker=mark, color=colour, label=label, linewidths=0.8)
+        axis.set_xscale("symlog", linthresh=0.3 if key != "frobenius" else 1.0)
+        axis.set_xlim(left=0)
+        axis.set_xlabel(f"{name}, %", fontsize=8)
+        axis.tick_params(labelsize=8)
+    axes[0].set_ylabel("held-out accuracy lost, points", fontsize=8)
+    axes[0].legend(fontsize=7, loc="upper left")
+    figure.savefig(file, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--points", type=Path, default=POINTS, help="JSONL that is written and read.")
     parser.add_argument("--work", type=Path, help="Keeps deltas, so that an interrupted study goes on.")
+    parser.add_argument("--report", action="store_true", help="Only compute and draw, from the points.")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.report:
+        points = read_points(arguments.points)
+        report(points)
+        draw(points, FIGURE)
+        return
     work = arguments.work or Path(tempfile.mkdtemp(prefix="inlay-drift-"))
     work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("INLAY_CACHE", str(work / "cache"))
