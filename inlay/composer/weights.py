@@ -195,6 +195,9 @@ def weigh(
     else:
         store = store or Registry.open()
         plan = what if isinstance(what, Plan) else make_plan(store, _target(store, what))
+    if plan.alone is not None:
+        note = f"{plan.alone.ref} has no factors that could be weighed: {plan.alone.alone}."
+        return WeightReport(plan.ref, (), None, notes=(note,))
     slots, members = _factors(store, plan)
     modules = sorted({module for factors in members.values() for module in factors})
     if isinstance(what, ComposedModel):
@@ -311,6 +314,8 @@ def intruders(
     """
     if model.plan.routed:
         raise InputError(f"{model.target.ref} has a route, so that its weights depend on the request")
+    if model.plan.alone is not None:
+        raise InputError(f"{model.target.ref} has no factors: {model.plan.alone.alone}")
     slots, _ = _factors(model.store, model.plan)
     factors = _sum(slots, model.plan.gate())
     counts = {}

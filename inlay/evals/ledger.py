@@ -6,7 +6,7 @@ variant just composed) alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,6 +214,7 @@ def measure(
     cache: Path | None = None,
     rigidity: Given | bool = False,
     overhead: bool = False,
+    weights: Mapping[str, Any] | None = None,
     say: Say | None = None,
 ) -> ForgettingReport:
     """What `model` lost of `general` and gained on `target` against its base, and how far it drifted.
@@ -221,7 +222,7 @@ def measure(
     Scores go into `store` one by one, so an interrupted measurement goes on where it stopped; the report
     goes there as well. The report at load (drift and alarm) is in it. `rigidity`: the
     suites are also asked with typos and the like, `RIGID_SOURCES` items of each. `overhead`: both are also
-    timed on the probe's prompts.
+    timed on the probe's prompts. `weights`: what was found at the weights level, kept in the report.
     """
 
     def both(suite: Suite) -> tuple[EvalResult, EvalResult]:
@@ -231,7 +232,7 @@ def measure(
     targets = [both(suite) for suite in target]
     loaded = at_load(base, model, label=label, general=general, store=store, cache=cache)
     report = compare([b for b, _ in pairs], [m for _, m in pairs], targets=targets, drift=loaded.drift)
-    report = replace(report, alarm=loaded.alarm)
+    report = replace(report, alarm=loaded.alarm, weights=weights)
     if rigidity is not False:
         given = rigidity if isinstance(rigidity, Given) else Given()
         roles = [("general", pair) for pair in pairs] + [("target", pair) for pair in targets]

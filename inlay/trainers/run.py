@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from inlay.composer.measure import GENERAL, SuiteLike, suite_of
 from inlay.composer.model import compose
+from inlay.composer.weights import weigh
 from inlay.errors import InputError
 from inlay.evals.inference import Base, base_answers, load_base
 from inlay.evals.ledger import Say, keep_suite, measure
@@ -154,6 +155,7 @@ def train(
             target=targets,
             store=store,
             cache=cache_dir(),
+            weights=weigh(composed).to_dict(modules=False),
             say=say,
         )
     finally:

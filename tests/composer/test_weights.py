@@ -302,3 +302,26 @@ def test_the_plan_shows_weights(
     assert [row[0] for row in table[1:4]] == ["one@v1", "two@v1", "acme@v1"]
     assert run(["plan", "acme@v1", "--base", "builtin", *said]) == 2
     assert "--base goes with --weights" in capsys.readouterr().err
+
+
+def test_the_forgetting_report_has_them(stacked: Registry, base: Base) -> None:
+    from inlay.evals.suites import Suite
+
+    suite = Suite.of_rows("few", [{"id": f"{k}", "prompt": f"say {k}", "answer": str(k)} for k in range(4)])
+    model = compose("acme@v1", store=stacked, base=base)
+    try:
+        report = inlay.forgetting(model, general=[suite])
+        assert report.weights == weigh(model).to_dict(modules=False)
+        assert report.levels["weights"] == ("weights",)
+        (kept,) = stacked.reports("acme@v1", "forgetting")
+        assert kept["weights"] == json.loads(json.dumps(report.weights))
+    finally:
+        model.detach()
+
+
+def test_what_has_no_factors_is_not_weighed(store: Registry, base: Base, tmp_path: Path) -> None:
+    folder = write_lora(tmp_path / "dora", base, seed=1, use_dora=True)
+    store.add("dora", folder, base=base.fingerprint, run={"examples": ["a b"]})
+    report = weigh("dora@v1", store=store)
+    assert report.members == () and report.whole is None
+    assert len(report.lines()) == 1 and "dora@v1 has no factors" in report.lines()[0]
