@@ -20,10 +20,9 @@ from random import Random
 
 from inlay.errors import InputError
 from inlay.evals.suites import Item, Suite
+from inlay.registry.guards import rigid_name
 
 KINDS = ("typo", "case", "spaces", "wording")
-SUFFIX = "--rigid"
-NAME_LENGTH = 63
 TYPO_RATE = 1 / 3
 """Of the words that may take a typo, about so many do; one at least."""
 
@@ -63,11 +62,6 @@ class Given:
     misspellings: Mapping[str, Sequence[str]] = field(default_factory=dict)
     wordings: Mapping[str, Sequence[str]] = field(default_factory=dict)
     variants: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
-
-
-def rigid_name(name: str) -> str:
-    """`general-v1` -> `general-v1--rigid`, within what a registry takes as a name."""
-    return name[: NAME_LENGTH - len(SUFFIX)] + SUFFIX
 
 
 def perturbed(

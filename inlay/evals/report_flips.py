@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from inlay.evals.forgetting import Flip
 
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
-KEPT = 1200
+KEPT = 800
 """Characters of a prompt or an answer that are shown."""
 
 

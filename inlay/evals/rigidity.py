@@ -157,7 +157,12 @@ def _row(kind: str, answers: Sequence[_Answer]) -> Row:
 
 
 def _paired(answers: Sequence[_Answer], before: str, after: str) -> Paired:
-    return Paired.of([getattr(a, before) for a in answers], [getattr(a, after) for a in answers])
+    """Of one kind the sources are independent (but for clusters of their own); of all kinds they repeat."""
+    return Paired.of(
+        [getattr(a, before) for a in answers],
+        [getattr(a, after) for a in answers],
+        [a.cluster for a in answers],
+    )
 
 
 def _counts(row: Mapping[str, Any]) -> Paired:

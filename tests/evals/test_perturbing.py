@@ -16,7 +16,6 @@ from inlay.evals.perturbing import (
     perturbed,
     read_misspellings,
     read_variants,
-    rigid_name,
     sample,
     source_of,
 )
@@ -184,7 +183,8 @@ def test_bad_input_and_names() -> None:
         perturbed(suite, ("noise",))
     with pytest.raises(InputError, match="no item of s can be perturbed by typo"):
         perturbed(suite, ("typo",))
-    assert rigid_name("general-v1") == "general-v1--rigid" and len(rigid_name("x" * 63)) == 63
+    named = Suite("x" * 63, (Item("a", "Name a colour", "red"),))
+    assert perturbed(named).name == "x" * 56 + "--rigid"
 
 
 def test_a_sample_deals_from_the_held_out_skills(general: Suite) -> None:
