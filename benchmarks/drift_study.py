@@ -352,9 +352,8 @@ def report(points: list[dict[str, Any]]) -> None:
     """Prints the tables of docs/drift.md."""
     trained = [row for row in points if row["trained"]]
     near = [row for row in trained if lost(row) < NEAR]
-    print(
-        f"{len(trained)} trained, {len(points) - len(trained)} made of them; {len(near)} trained near the base"
-    )
+    made = len(points) - len(trained)
+    print(f"{len(trained)} trained, {made} made of them; {len(near)} trained ones near the base")
     print("| signal | R² line | R² monotone | Spearman | near: Spearman | new method: R² |")
     for key, name in SHOWN:
         x, y = columns(trained, key)
