@@ -86,16 +86,21 @@ def _check_merges(recipe: Recipe) -> None:
 
 
 def _merged(store: Registry, recipe: Recipe, routers: Mapping[str, str]) -> dict[str, Any] | None:
-    """What computing the recipe's merges shows: {"merges": {slot's digest: {"truncation", "notes"}}}."""
-    pinned = store.pin(recipe, routers=routers)
-    if not any("merge" in node for _, node in walk_tree(pinned.tree)):
-        return None
-    from inlay.composer.merging.loading import adapter_of
+    """What computing the recipe's merges shows: {"merges": {slot's digest: {"truncation", "notes"}}}.
+
+    InputError for members that cannot be composed like this, before the lock is kept.
+    """
     from inlay.composer.plan import make_plan
     from inlay.composer.slots import MergedSlot
 
+    pinned = store.pin(recipe, routers=routers)
+    plan = make_plan(store, pinned)
+    if not any("merge" in node for _, node in walk_tree(pinned.tree)):
+        return None
+    from inlay.composer.merging.loading import adapter_of
+
     found = {}
-    for slot in make_plan(store, pinned).slots:
+    for slot in plan.slots:
         if isinstance(slot, MergedSlot):
             adapter = adapter_of(store, slot)
             found[slot.digest] = {"truncation": dict(adapter.truncation), "notes": list(adapter.notes)}

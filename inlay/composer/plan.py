@@ -20,7 +20,7 @@ from inlay.registry import BaseRef, Lock, Registry, Version
 from inlay.registry.canonical import digest_of_json
 from inlay.registry.kinds import ALONE, KINDS
 from inlay.registry.lookup import children
-from inlay.registry.module_names import spellings_of
+from inlay.registry.module_names import HEADS, spellings_of
 from inlay.registry.recipes import BASE
 
 DTYPES = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
@@ -162,6 +162,7 @@ def make_plan(store: Registry, target: Lock | Version) -> Plan:
     tree = target.tree if isinstance(target, Lock) else {"use": target.digest, "name": target.ref}
     layout.walk(tree, 1.0, (), "")
     layout.refuse_company()
+    layout.refuse_heads()
     for slot in layout.slots:
         for version in slot.versions:
             if version.base.weights != target.base.weights:
@@ -244,6 +245,20 @@ class TreeWalk:
                     raise InputError(
                         f"{slot.ref} must have weight 1, and has {self.leaves[0].weight:g}: {slot.alone}",
                         fix="leave its weight out",
+                    )
+
+    def refuse_heads(self) -> None:
+        """InputError where rows of one batch would want different output heads: whoever scores answers asks
+        the head for single positions, and nobody knows any more whose they are."""
+        if not self.routes:
+            return
+        for slot in self.slots:
+            for module in slot.sizes:
+                if module.rpartition(".")[2] in HEADS:
+                    raise InputError(
+                        f"a route needs members that leave the output head alone, and {slot.ref} adapts "
+                        f"{module}",
+                        fix="use it in a stack or a merge without a route, or train it without that module",
                     )
 
     def _place(self, slot: Slot | MergedSlot) -> int:

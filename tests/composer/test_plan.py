@@ -12,12 +12,14 @@ import torch
 from composer_fakes import write_lora
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from scipy.linalg import subspace_angles
 from transformers import AutoModelForCausalLM
 
 from inlay.composer import Plan, compose, lock, make_plan, read_adapter
 from inlay.composer.factors import Adapter
 from inlay.composer.overlaps import module_overlap, overlaps, spaces_of
+from inlay.errors import InputError, ReferenceNotFound
 from inlay.evals.inference import Base, load_base
 from inlay.registry import Registry
 
@@ -181,3 +183,19 @@ def test_an_overlap_with_itself_is_whole(filled: Registry) -> None:
     for module in one.factors:
         found = module_overlap(module, spaces_of(one, module), spaces_of(one, module))
         assert found is not None and (found.read, found.written) == pytest.approx((1.0, 1.0))
+
+
+def test_an_output_head_inside_a_route_is_refused_before_anything_is_kept(
+    filled: Registry, base: Base, tmp_path: Path
+) -> None:
+    folder = write_lora(tmp_path / "head", base, seed=5, target_modules=["q_proj", "lm_head"])
+    file = folder / "adapter_model.safetensors"
+    save_file({key: held for key, held in load_file(file).items() if "base_layer" not in key}, file)
+    filled.add("head", folder, base=base.fingerprint, run={"examples": ["e f", "g h"]})
+    route = {"route": {"by": "probe", "experts": ["one@v1", "head@v1"]}}
+    with pytest.raises(InputError, match=r"leave the output head alone, and head@v1 adapts lm_head"):
+        lock(filled, "acme", route, base=base)
+    with pytest.raises(ReferenceNotFound):
+        filled.resolve("acme@v1")
+    filled.lock("beside", {"stack": ["one@v1", "head@v1"]})
+    assert "lm_head" in plan_of(filled, "beside@v1").buffers
