@@ -15,6 +15,15 @@ from inlay.cli.console import base_options, common, emit, open_store, progress
 @click.option(
     "--eval", "target", multiple=True, metavar="SUITE", help="What was to be gained, reported beside it."
 )
+@click.option(
+    "--rigidity", is_flag=True, help="Ask again with typos, other letter case, spaces and wordings."
+)
+@click.option(
+    "--slices",
+    metavar="FILE",
+    help="Other ways of asking, say a dialect: JSONL of source_id, slice and prompt; with --rigidity.",
+)
+@click.option("--overhead", is_flag=True, help="Time it against its base as well.")
 @click.option("--html", metavar="FILE", help="Write the report as one self-contained page.")
 @click.option("--device", default="auto", show_default=True)
 @base_options
@@ -23,6 +32,9 @@ def forget_verb(
     ref: str,
     general: tuple[str, ...],
     target: tuple[str, ...],
+    rigidity: bool,
+    slices: str | None,
+    overhead: bool,
     html: str | None,
     device: str,
     base: str | None,
@@ -36,18 +48,26 @@ def forget_verb(
 
     \b
     Example:
-      inlay forget acme@prod --eval tickets-test.jsonl --html forgetting.html
+      inlay forget acme@prod --eval tickets-test.jsonl --rigidity --html forgetting.html
     """
     from inlay.cli.bases import base_or_last
     from inlay.composer import compose, forgetting
+    from inlay.evals.perturbing import Given, read_variants
 
+    given = Given(variants=read_variants(slices)) if slices is not None else rigidity
     registry = open_store(store)
     composed = compose(
         ref, store=registry, base=base_or_last(base), device=device, accept_prompt_change=accept_prompt_change
     )
     with progress() as say:
         report = forgetting(
-            composed, general=general or ("general-v1",), target=target, store=registry, say=say
+            composed,
+            general=general or ("general-v1",),
+            target=target,
+            store=registry,
+            rigidity=given,
+            overhead=overhead,
+            say=say,
         )
     if html is not None:
         from inlay.evals.report_html import Subject, write_report

@@ -220,10 +220,18 @@ def measure(
     """What `model` lost of `general` and gained on `target` against its base, and how far it drifted.
 
     Scores go into `store` one by one, so an interrupted measurement goes on where it stopped; the report
-    goes there as well. The report at load (drift and alarm) is in it. `rigidity`: the
-    suites are also asked with typos and the like, `RIGID_SOURCES` items of each. `overhead`: both are also
-    timed on the probe's prompts. `weights`: what was found at the weights level, kept in the report.
+    goes there as well. The report at load (drift and alarm) is in it. `rigidity`: the suites are also asked
+    with typos and the like, `RIGID_SOURCES` items of each. `overhead`: both are also timed on the probe's
+    prompts. `weights`: what was found at the weights level, kept in the report.
     """
+
+    given = rigidity if isinstance(rigidity, Given) else Given()
+    unknown = sorted(given.variants.keys() - {i.id for suite in (*general, *target) for i in suite.items})
+    if unknown:
+        raise InputError(
+            f"variants must be of items of the suites measured, and {unknown[0]!r} is in none",
+            fix="write the id of the item it is a variant of into `source_id`",
+        )
 
     def both(suite: Suite) -> tuple[EvalResult, EvalResult]:
         return paired(base, model, suite, subject=subject, label=label, store=store, say=say)
@@ -234,7 +242,6 @@ def measure(
     report = compare([b for b, _ in pairs], [m for _, m in pairs], targets=targets, drift=loaded.drift)
     report = replace(report, alarm=loaded.alarm, weights=weights)
     if rigidity is not False:
-        given = rigidity if isinstance(rigidity, Given) else Given()
         roles = [("general", pair) for pair in pairs] + [("target", pair) for pair in targets]
         report = replace(report, rigidity=_rigidity(roles, given, both))
     if overhead:
@@ -256,13 +263,6 @@ def _rigidity(
 ) -> dict[str, Any] | None:
     """The right-or-wrong suites asked again less neatly; None where all are graded."""
     exact = [(role, before, after) for role, (before, after) in measured if not after.suite.graded]
-    known = {item.id for _, _, after in exact for item in after.suite.items}
-    unknown = sorted(given.variants.keys() - known)
-    if unknown:
-        raise InputError(
-            f"variants must be of items of the suites measured, and {unknown[0]!r} is in none",
-            fix="write the id of the item it is a variant of into `source_id`",
-        )
     parts = []
     for role, before, after in exact:
         mine = {item.id: given.variants[item.id] for item in after.suite.items if item.id in given.variants}

@@ -121,19 +121,18 @@ def sample(suite: Suite, items: int, *, always: Collection[str] = ()) -> Suite:
 def read_misspellings(path: str | Path) -> dict[str, tuple[str, ...]]:
     """{word: its misspellings} from a CSV of `typo,correction` lines; InputError names a malformed line."""
     found: dict[str, list[str]] = {}
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            if len(row) < 2 or not all(row):
-                raise InputError(f"{path}, line {number}: a line must be `typo,correction`, got {row!r}")
-            for correction in row[1:]:
-                found.setdefault(correction.casefold(), []).append(row[0])
+    for number, row in enumerate(csv.reader(_lines(path)), 1):
+        if len(row) < 2 or not all(row):
+            raise InputError(f"{path}, line {number}: a line must be `typo,correction`, got {row!r}")
+        for correction in row[1:]:
+            found.setdefault(correction.casefold(), []).append(row[0])
     return {word: tuple(typos) for word, typos in found.items()}
 
 
 def read_variants(path: str | Path) -> dict[str, tuple[tuple[str, str], ...]]:
     """{item id: (kind, prompt) pairs} from JSONL rows: `source_id`, `prompt`, `slice` (else "variant")."""
     found: dict[str, list[tuple[str, str]]] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         place = f"{path}, line {number}"
         try:
             row = json.loads(line)
@@ -146,6 +145,13 @@ def read_variants(path: str | Path) -> dict[str, tuple[tuple[str, str], ...]]:
             raise InputError(f"{place}: {source!r} has a variant {kind!r} already", fix="use another slice")
         found.setdefault(source, []).append((kind, prompt))
     return {source: tuple(pairs) for source, pairs in found.items()}
+
+
+def _lines(path: str | Path) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} must be a file of UTF-8 text ({error})") from error
 
 
 def _variant(item: Item, kind: str, text: str) -> Item:
