@@ -1,6 +1,8 @@
 """Evals: suites, metrics, paired statistics and forgetting. Numbers about models, given as callables.
 
     suites.py          items with answers, known by digest; held-out and protected skills
+    suite_check.py     what is wrong with a suite, and what a guard can tell with it
+    contamination.py   items of a suite that stand in training data
     metrics/           how one answer is scored, one file a family
     statistics.py      paired statistics in plain Python: Tango, McNemar, Wilson, Holm
     inference.py       the one place that turns prompts into tensors
