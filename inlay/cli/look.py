@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from inlay.cli.console import common, emit, open_store, points, table, width
+from inlay.cli.console import common, emit, open_store, table, width
 
 if TYPE_CHECKING:
     from inlay.registry import Event, Lock, NameRow, Registry, Version
@@ -328,9 +328,16 @@ def _show_text(details: dict[str, Any]) -> str:
         lines.append(f"ended     {details['ended']['sentence']}")
     lines = [printable(line) for line in lines]
     if details["evals"]:
+        from inlay.evals.metrics import unit_of
+
         cells = [
-            (e["suite"], f"{points(e['score'])}%", f"{points(e['low'])} to {points(e['high'])}", str(e["n"]))
-            for e in details["evals"]
+            (
+                e["suite"],
+                unit.score(e["score"]),
+                f"{unit.bare(e['low'])} to {unit.bare(e['high'])}",
+                str(e["n"]),
+            )
+            for e, unit in ((e, unit_of(e["metric"])) for e in details["evals"])
         ]
         lines += ["", table(cells, ("suite", "score", "95% interval", "n"))]
     if details["forgetting"]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from inlay.evals.comparing import dataset_of, kept, member_changes, recipe_changes
 from inlay.evals.difference_text import change_words
 from inlay.evals.forgetting import percent
+from inlay.evals.metrics import unit_of
 from inlay.evals.score_changes import ScoreChange, score_changes
 from inlay.registry.canonical import moment
 from inlay.registry.journal import Event
@@ -208,17 +209,23 @@ def _scores(registry: Registry, thing: Version | Lock, earlier: Version | Lock |
         certain = "more than chance" if change.sure else "could be chance"
         base = change.base if whom != "the base" else None
         yield (
-            f"- {escape(label)}: {percent(change.after)}% right, {change_words(change)} against {whom}, "
-            f"{certain} ({change.n:,} questions)."
-            + (f" The base: {percent(base)}%." if base is not None else "")
+            f"- {escape(label)}: {_told(change.unit.mean, change.unit.score(change.after))}, "
+            f"{change_words(change)} against {whom}, {certain} ({change.n:,} questions)."
+            + (f" The base: {change.unit.score(base)}." if base is not None else "")
         )
     compared = {change.suite for _, change in against.values()}
     alone = {e.suite_name: e for e in reversed(registry.evals(thing.digest)) if e.suite_name not in compared}
     for suite, record in sorted(alone.items()):
+        unit = unit_of(record.metric)
         yield (
-            f"- {escape(suite)}: {percent(record.score)}% right (95% {percent(record.low)} to "
-            f"{percent(record.high)}, {record.n:,} questions), with nothing to compare it with."
+            f"- {escape(suite)}: {_told(unit.graded, unit.score(record.score))} (95% {unit.bare(record.low)} "
+            f"to {unit.bare(record.high)}, {record.n:,} questions), with nothing to compare it with."
         )
+
+
+def _told(graded: str, score: str) -> str:
+    """`54.5% right`, or what is graded by its name: `token_f1 54.5%`."""
+    return f"{escape(graded)} {score}" if graded else f"{score} right"
 
 
 def _forgetting(registry: Registry, thing: Version | Lock) -> str | None:

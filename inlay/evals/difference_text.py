@@ -11,6 +11,7 @@ from typing import Any
 
 from inlay.evals.difference import Change, Difference, MemberChange, ModuleChange, Norms, Side, Standing
 from inlay.evals.forgetting import p_text, percent
+from inlay.evals.metrics import Unit
 from inlay.evals.score_changes import SURE, Part, ScoreChange
 from inlay.registry.printable import printable
 
@@ -56,14 +57,18 @@ def summary(difference: Difference) -> list[str]:
 
 
 def change_words(change: ScoreChange) -> str:
-    """`up 3.2 points (95% 1.1 to 5.3)`; where zero is in the interval, `-0.2 points (95% -1.0 to 0.6)`."""
-    low, high = change.low, change.high
+    """`up 3.2 points (95% 1.1 to 5.3)`; where zero is in the interval, `-0.2 points (95% -1.0 to 0.6)`. Where
+    less is better the words say so: `down 0.31 (95% 0.22 to 0.4), which is better`."""
+    low, high, unit = change.low, change.high, change.unit
+    bare = unit.bare
     if low is None or high is None or low <= 0.0 <= high:
-        interval = "" if low is None or high is None else f" (95% {percent(low)} to {percent(high)})"
-        return f"{_signed(change.delta)} points{interval}"
+        interval = "" if low is None or high is None else f" (95% {bare(low)} to {bare(high)})"
+        return f"{unit.change(_signed(change.delta, unit))}{interval}"
     if high < 0.0:
-        return f"down {percent(-change.delta)} points (95% {percent(-high)} to {percent(-low)})"
-    return f"up {percent(change.delta)} points (95% {percent(low)} to {percent(high)})"
+        said = f"down {unit.change(bare(-change.delta))} (95% {bare(-high)} to {bare(-low)})"
+    else:
+        said = f"up {unit.change(bare(change.delta))} (95% {bare(low)} to {bare(high)})"
+    return said if unit.higher_is_better else f"{said}, which is {'better' if high < 0.0 else 'worse'}"
 
 
 def norm_sentence(pair: Norms) -> str:
@@ -254,7 +259,8 @@ def _scores(difference: Difference, width: int) -> list[str]:
     header = ("", "n", "base", a, b, "change", "95% interval", "p", "won", "lost")
     rows: list[tuple[str, ...]] = []
     for score in difference.scores:
-        rows.append(_score_row(printable(score.label), score))
+        kind = "" if score.unit.share else f" [{score.unit.mean}]"
+        rows.append(_score_row(printable(score.label + kind), score))
         rows += [_part_row(f"  {part.name}", part) for part in score.splits]
         rows += [_part_row(f"  {_skill(part)}", part) for part in _telling(score)]
     table = [header, *rows]
@@ -274,6 +280,8 @@ def _remarks(difference: Difference) -> Iterator[str]:
         "Points, after minus before. p: exact McNemar, adjusted by Holm over the suites, for skills over the "
         "suite's skills; that of a split is its own."
     )
+    if not all(score.unit.share for score in scores):
+        yield "Rows with a metric in brackets are means of its outcomes in its own unit, not percent."
     if any(part.p_adjusted < SURE and not part.held_out for score in scores for part in score.skills):
         yield "° a protected skill, of which training may have seen prompts."
     changed = sum(part.p_adjusted < SURE for score in scores for part in score.skills)
@@ -305,14 +313,15 @@ def _telling(score: ScoreChange) -> list[Part]:
 
 def _score_row(label: str, score: ScoreChange) -> tuple[str, ...]:
     known = score.low is not None and score.high is not None
+    bare = score.unit.bare
     return (
         label,
         str(score.n),
-        percent(score.base) if score.base is not None else "-",
-        percent(score.before),
-        percent(score.after),
-        _signed(score.delta),
-        f"{percent(score.low or 0.0)} to {percent(score.high or 0.0)}" if known else "-",
+        bare(score.base) if score.base is not None else "-",
+        bare(score.before),
+        bare(score.after),
+        _signed(score.delta, score.unit),
+        f"{bare(score.low or 0.0)} to {bare(score.high or 0.0)}" if known else "-",
         _p(score.p_adjusted),
         str(score.won),
         str(score.lost),
@@ -327,7 +336,7 @@ def _part_row(label: str, part: Part) -> tuple[str, ...]:
         "",
         percent(counts.base_score),
         percent(counts.model_score),
-        _signed(counts.delta),
+        _signed(counts.delta, Unit()),
         f"{percent(low)} to {percent(high)}",
         _p(part.p_adjusted),
         str(counts.gained),
@@ -423,8 +432,8 @@ def _alias(difference: Difference, standing: Standing) -> str:
     return f"{difference.b.ref.rpartition('@')[0]}@{standing.alias}"
 
 
-def _signed(delta: float) -> str:
-    text = percent(delta)
+def _signed(delta: float, unit: Unit) -> str:
+    text = unit.bare(delta)
     return f"+{text}" if delta > 0 and text != "0.0" else text
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import InputError, IntegrityError, ReferenceNotFound
+from inlay.evals.metrics import Unit, unit_of
 from inlay.evals.statistics import Paired, holm
 from inlay.registry.records import EvalRecord
 
@@ -51,8 +52,10 @@ class ScoreChange:
     Right-or-wrong outcomes: Tango's interval and McNemar's exact p. Graded ones: the interval and p of
     Student's paired t; None where there is but one item. `won` and `lost` count items that went up and down.
     `p_adjusted`: Holm over all suites compared. `base` is the base's score on the same items, None where it
-    has no comparable one. `setting` tells apart two protocols of one suite. `splits`, `skills`: only where
-    the outcomes are right or wrong and the suite is in the store.
+    has no comparable one. Of graded outcomes the scores are means, so that `delta` is their difference (of
+    perplexity: nats a token); where less is better, `won` counts items that went down. `setting` tells apart
+    two protocols of one suite. `splits`, `skills`: only where the outcomes are right or wrong and the suite
+    is in the store.
     """
 
     suite: str
@@ -80,6 +83,11 @@ class ScoreChange:
         return self.p_adjusted is not None and self.p_adjusted < SURE
 
     @property
+    def unit(self) -> Unit:
+        """In which unit its scores are read out."""
+        return unit_of(self.metric)
+
+    @property
     def label(self) -> str:
         """The suite's name, with its protocol where that is needed to tell it from another."""
         return f"{self.suite} ({self.setting})" if self.setting else self.suite
@@ -96,7 +104,8 @@ class ScoreChange:
             "skills": [part.to_dict() for part in self.skills],
         }
         values = {key: getattr(self, key) for key in self.__dataclass_fields__ if key not in parts}
-        return {**values, "more_than_chance": self.sure, **parts}
+        better = {"higher_is_better": self.unit.higher_is_better}
+        return {**values, **better, "more_than_chance": self.sure, **parts}
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,13 @@ def _change(store: Registry, before: EvalRecord, after: EvalRecord, parts: bool)
             f"two scores on {after.suite_name} must have the same items, they have {before.n} and {after.n}"
         )
     if not all(isinstance(outcome, bool) for outcome in (*before.outcomes, *after.outcomes)):
-        return ScoreChange(**known, **_graded(before.outcomes, after.outcomes))
+        known |= {
+            "before": _mean(before.outcomes),
+            "after": _mean(after.outcomes),
+            "base": _mean(base.outcomes) if base is not None else None,
+        }
+        up = unit_of(after.metric).higher_is_better
+        return ScoreChange(**known, **_graded(before.outcomes, after.outcomes, up=up))
     was, now = [bool(x) for x in before.outcomes], [bool(x) for x in after.outcomes]
     counts = Paired.of(was, now)
     low, high = counts.interval
@@ -178,15 +193,19 @@ def _change(store: Registry, before: EvalRecord, after: EvalRecord, parts: bool)
     )
 
 
-def _graded(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
-    """Student's paired t (Biometrika 6, 1908) on outcomes that are numbers."""
+def _mean(outcomes: Sequence[float]) -> float:
+    return math.fsum(outcomes) / len(outcomes)
+
+
+def _graded(before: Sequence[float], after: Sequence[float], *, up: bool) -> dict[str, Any]:
+    """Student's paired t (Biometrika 6, 1908) on outcomes that are numbers; `up`: more of them is better."""
     differences = [float(y) - float(x) for x, y in zip(before, after, strict=True)]
     n = len(differences)
     mean = math.fsum(differences) / n
     figures: dict[str, Any] = {
         "delta": mean,
-        "won": sum(d > 0 for d in differences),
-        "lost": sum(d < 0 for d in differences),
+        "won": sum(d > 0 if up else d < 0 for d in differences),
+        "lost": sum(d < 0 if up else d > 0 for d in differences),
     }
     if n < 2:
         return {**figures, "low": None, "high": None, "p": None}

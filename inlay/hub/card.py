@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.evals.forgetting import ForgettingReport, percent
+from inlay.evals.metrics import unit_of
 from inlay.evals.statistics import Paired
 from inlay.hub.licences import identifier
 from inlay.registry import BaseRef, EvalRecord, Lock, Registry, Version
@@ -145,7 +146,7 @@ def _front_matter(
             task_type="text-generation",
             dataset_type=record.suite_name,
             dataset_name=record.suite_name,
-            metric_type=record.metric.partition("/")[0],
+            metric_type="+".join(part.partition("/")[0] for part in record.metric.split("+")),
             metric_name=f"{record.metric}, n={record.n}, 95% interval {record.low:.4f} to {record.high:.4f}",
             metric_value=round(record.score, 6),
         )
@@ -213,7 +214,8 @@ def _dataset(run: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 
 def _row(record: EvalRecord, registry: Registry) -> Row:
     def shown(one: EvalRecord) -> Safe:
-        return Safe(f"{percent(one.score)}% ({percent(one.low)} to {percent(one.high)})")
+        unit = unit_of(one.metric)
+        return Safe(f"{unit.score(one.score)} ({unit.bare(one.low)} to {unit.bare(one.high)})")
 
     nothing = Safe("–")
     row = Row(record.suite_name, record.metric, record.n, shown(record), nothing, nothing)

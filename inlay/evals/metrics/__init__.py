@@ -11,6 +11,7 @@ model and no suite.
     translation.py   bleu, chrf
     similarity.py    cosine of embeddings
     likelihood.py    perplexity, bits_per_byte
+    unit.py          in which unit a score is read out
 
 Those that are right or wrong come first; the others are graded.
 """
@@ -28,8 +29,9 @@ from inlay.evals.metrics.rouge import ROUGE1, ROUGE2, ROUGE_L
 from inlay.evals.metrics.rule import Metric
 from inlay.evals.metrics.similarity import SIMILARITY
 from inlay.evals.metrics.translation import BLEU, CHRF
+from inlay.evals.metrics.unit import Unit
 
-__all__ = ["METRICS", "Metric", "contains", "exact_match", "metric"]
+__all__ = ["METRICS", "Metric", "Unit", "contains", "exact_match", "metric", "unit_of"]
 
 METRICS: tuple[Metric, ...] = (
     EXACT_MATCH,
@@ -59,3 +61,10 @@ def metric(name: str) -> Metric:
             return known
     names = ", ".join(known.key for known in METRICS)
     raise InputError(f"there is no metric {name[:80]!r}", fix=f"known metrics: {names}")
+
+
+def unit_of(key: str) -> Unit:
+    """The unit of a score kept under `exact_match/1`, or under several keys joined by "+"."""
+    known = {m.name: m for m in METRICS}
+    names = [part.partition("/")[0] for part in key.split("+")]
+    return Unit.of(tuple(known[name] for name in names if name in known))

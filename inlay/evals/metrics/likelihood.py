@@ -35,6 +35,7 @@ PERPLEXITY = Metric(
     graded=True,
     higher_is_better=False,
     total=exp_of_mean,
+    outcome_in="nats a token",
     highest=None,
     misfit=misfit,
 )

@@ -45,7 +45,8 @@ class Metric:
     wrong; `lowest` and `highest` bound them where the metric does. `best` picks among the outcomes for an
     item's answer and its references; `together`: judge(prediction, *answers) sees them all at once. `embeds`:
     judge is given a cosine by an embedding model instead of texts. `total` makes the score of a suite out of
-    its outcomes. `needs`: the fields an item must have; `misfit(item)` says what else is wrong with one.
+    its outcomes; `outcome_in` is their unit where it is not that of the score. `needs`: the fields an item
+    must have; `misfit(item)` says what else is wrong with one.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Metric:
     misfit: Callable[[Item], str] | None = None
     together: bool = False
     embeds: bool = False
+    outcome_in: str = ""
 
     @property
     def key(self) -> str:
