@@ -13,12 +13,11 @@ if TYPE_CHECKING:
 
 
 @click.command("eval")
-@click.argument("ref")
+@click.argument("ref", required=False)
 @click.option(
     "--suite",
     "suites",
     multiple=True,
-    required=True,
     metavar="SUITE",
     help="A JSONL file, a folder or a known name; repeatable.",
 )
@@ -28,16 +27,22 @@ if TYPE_CHECKING:
 @click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that have P together.")
 @click.option("--seed", type=int, metavar="N", help="Seed of the draws, kept with the score.  [default: 0]")
 @click.option("--embedding", metavar="FOLDER", help="The embedding model, for the metric similarity.")
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Find from which drift on the base's alarm is raised, on general suites.",
+)
 @click.option("--device", default="auto", show_default=True)
 @base_options
 @common
 def eval_verb(
-    ref: str,
+    ref: str | None,
     suites: tuple[str, ...],
     temperature: float | None,
     top_p: float | None,
     seed: int | None,
     embedding: str | None,
+    calibrate: bool,
     device: str,
     base: str | None,
     accept_prompt_change: bool,
@@ -53,7 +58,15 @@ def eval_verb(
     Examples:
       inlay eval legal-clauses@v2 --suite legal-test.jsonl
       inlay eval acme@prod --suite letters.jsonl --temperature 0.7 --top-p 0.9 --seed 1
+      inlay eval --calibrate --base builtin
     """
+    if calibrate:
+        from inlay.cli.calibrate import calibrate_base
+
+        calibrate_base(ref, suites, base, device, open_store(store), as_json)
+        return
+    if ref is None or not suites:
+        raise click.UsageError("name what is scored and a suite: inlay eval REF --suite SUITE")
     from inlay.cli.bases import base_or_last
     from inlay.composer import compose, evaluate
     from inlay.composer.measure import suite_of

@@ -8,9 +8,11 @@ from typing import Any
 
 from inlay.composer.model import BaseLike, ComposedModel, compose
 from inlay.composer.weights import weigh
+from inlay.errors import InputError
 from inlay.evals.decoding import Decoding
 from inlay.evals.forgetting import ForgettingReport
 from inlay.evals.ledger import How, Say, measure, paired
+from inlay.evals.load_time import at_load
 from inlay.evals.perturbing import Given
 from inlay.evals.scoring import EvalResult
 from inlay.evals.suites import Suite
@@ -83,6 +85,7 @@ def forgetting(
     base: BaseLike = None,
     rigidity: Given | bool = False,
     overhead: bool = False,
+    level: str = "registration",
     say: Say | None = None,
 ) -> ForgettingReport:
     """What a composed model forgot of the general skills and gained on its targets; kept in the store.
@@ -90,10 +93,24 @@ def forgetting(
     Losses on protected skills stand beside those on held-out ones; the verdict is about the latter.
     `rigidity`: ask the suites with typos, other letter case, spaces and wordings as well; `Given` adds
     misspellings, wordings and variants of one's own. `overhead`: time the model against its base as well.
+    With `level="load"` nothing is scored or kept: one pass over a fixed probe says how far the model drifted
+    and whether that is an alarm.
     """
+    if level not in ("load", "registration"):
+        raise InputError(f"the level must be load or registration, and is {level[:40]!r}")
     if isinstance(model, str):
         model = compose(model, store=store, base=base)
     store = store or model.store
+    if level == "load":
+        model.report = at_load(
+            model.base_chat,
+            model.chat,
+            label=model.target.ref,
+            general=[suite_of(s, store) for s in general],
+            store=store,
+            cache=cache_dir(),
+        )
+        return model.report
     model.report = measure(
         model.base_chat,
         model.chat,
