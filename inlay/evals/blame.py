@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inlay.errors import InputError
 from inlay.evals.forgetting import p_text, percent
@@ -227,27 +227,22 @@ def blame(
                     f"got {[len(found) for found in outcomes]}"
                 )
     skills = _skills(general, base.general)
-
-    def held_out(before: Heard, after: Heard) -> Paired:
-        counts = Paired(0, 0, 0, 0)
-        for places in skills.values():
-            counts += _at(places, before, after)
-        return counts
+    everywhere = [place for places in skills.values() for place in places]
 
     def member(part: Part) -> Member:
-        hits = [SkillHit(name, _at(places, part.without, whole)) for (name, places) in skills.items()]
+        hits = [SkillHit(name, _at(places, part.without, whole)) for name, places in skills.items()]
         hits = sorted((hit for hit in hits if hit.removed.loss > 0), key=lambda hit: -hit.removed.loss)
         return Member(
             name=part.name,
             path=part.path,
             weight=part.weight,
-            alone=held_out(base, part.alone),
-            removed=held_out(part.without, whole),
+            alone=_at(everywhere, base, part.alone),
+            removed=_at(everywhere, part.without, whole),
             targets=tuple(
                 TargetShare(
                     suite.name,
-                    Paired.of(base.target[i], part.alone.target[i]),
-                    Paired.of(part.without.target[i], whole.target[i]),
+                    _on(suite, base.target[i], part.alone.target[i]),
+                    _on(suite, part.without.target[i], whole.target[i]),
                 )
                 for i, suite in enumerate(target)
             ),
@@ -267,35 +262,47 @@ def blame(
         kind=kind,
         suites=tuple(suite.name for suite in general),
         targets=tuple(suite.name for suite in target),
-        whole=held_out(base, whole),
-        whole_targets=tuple(
-            Paired.of(before, after) for before, after in zip(base.target, whole.target, strict=True)
-        ),
+        whole=_at(everywhere, base, whole),
+        whole_targets=tuple(_on(suite, base.target[i], whole.target[i]) for i, suite in enumerate(target)),
         members=tuple(members),
         passes=passes,
         remembered=remembered,
     )
 
 
-def _skills(general: Sequence[Suite], base: Outcomes) -> dict[str, list[tuple[int, int]]]:
-    """{held-out skill that the base has: (suite, item) of its items}, suites pooled by the skill's name."""
-    places: dict[str, list[tuple[int, int]]] = {}
+class _Place(NamedTuple):
+    """An item of the general suites, by numbers, and what it shares with others."""
+
+    suite: int
+    item: int
+    cluster: tuple[int, str] | None
+
+
+def _skills(general: Sequence[Suite], base: Outcomes) -> dict[str, list[_Place]]:
+    """The items of each held-out skill that the base has, suites pooled by the skill's name."""
+    places: dict[str, list[_Place]] = {}
     for number, suite in enumerate(general):
         for index, item in enumerate(suite.items):
             if item.held_out:
-                places.setdefault(item.skill, []).append((number, index))
+                cluster = None if item.cluster is None else (number, item.cluster)
+                places.setdefault(item.skill, []).append(_Place(number, index, cluster))
     return {
         skill: found
         for skill, found in places.items()
-        if reached([base[suite][item] for suite, item in found])
+        if reached([base[place.suite][place.item] for place in found])
     }
 
 
-def _at(places: Sequence[tuple[int, int]], before: Heard, after: Heard) -> Paired:
+def _at(places: Sequence[_Place], before: Heard, after: Heard) -> Paired:
     return Paired.of(
-        [before.general[suite][item] for suite, item in places],
-        [after.general[suite][item] for suite, item in places],
+        [before.general[place.suite][place.item] for place in places],
+        [after.general[place.suite][place.item] for place in places],
+        [place.cluster for place in places],
     )
+
+
+def _on(suite: Suite, before: Sequence[bool], after: Sequence[bool]) -> Paired:
+    return Paired.of(before, after, [item.cluster for item in suite.items])
 
 
 def _figures(counts: Paired) -> dict[str, float]:
