@@ -32,8 +32,10 @@ test-slow: $(STAMP)
 base: $(STAMP)
 	$(RUN) tools/build_base.py
 
+# composer.py runs merging.py and bank.py; a figure that is missed is printed and stops nothing.
 bench: $(STAMP)
-	for script in benchmarks/*.py; do $(RUN) $$script || exit 1; done
+	for script in $(filter-out benchmarks/merging.py benchmarks/bank.py,$(wildcard benchmarks/*.py)); do \
+	    $(RUN) $$script || test $$script = benchmarks/composer.py || exit 1; done
 
 # torch comes first: asked for by name it is the CPU build where an index offers one.
 $(STAMP): pyproject.toml constraints.txt
