@@ -138,7 +138,7 @@ class ForgettingReport:
     def levels(self) -> dict[str, tuple[str, ...]]:
         """What was measured at which level: `weights` (no data), `load` (one pass over a fixed probe),
         `registration` (suites)."""
-        measured = {
+        measured: dict[str, dict[str, Any]] = {
             "weights": {"weights": self.weights},
             "load": {"drift": self.drift, "alarm": self.alarm},
             "registration": {
