@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from inlay.errors import InputError, ReferenceNotFound
-from inlay.evals.metrics import METRICS, contains, exact_match, metric
 from inlay.evals.suites import Item, Suite
 
 GOOD = '{"prompt": "p", "answer": "a"}'
 
 
 def write(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
 
@@ -191,8 +191,93 @@ def test_rows_are_json_objects() -> None:
         assert set(json.loads(line)) == {"id", "prompt", "answer", "skill", "split"}
 
 
-def test_metrics() -> None:
-    assert exact_match(" Paris\n", "Paris") and not exact_match("paris", "Paris")
-    assert contains("It is PARIS.", "Paris") and not contains("Par is", "Paris")
-    assert metric("exact_match") is metric("exact_match/1")
-    assert len({m.key for m in METRICS}) == len(METRICS)
+CHOICE = {"prompt": "Larger: 3 or 9?", "choices": ["3", "9"], "answer": 1, "metric": "multiple_choice"}
+
+
+def test_what_an_item_may_say_comes_back() -> None:
+    rows = [
+        CHOICE,
+        {"prompt": "six?", "answer": "six", "references": ["6"], "slice": "digits", "cluster": "c"},
+        {"prompt": "six?", "references": ["six", "6"]},
+        {"prompt": "some JSON", "metric": "json_valid"},
+    ]
+    suite = Suite.of_rows("s", rows)
+    choice, two, three, four = suite.items
+    assert (choice.answer, choice.choices) == ("9", ("3", "9"))
+    assert two.accepted == three.accepted == ("six", "6") and (two.slice, two.cluster) == ("digits", "c")
+    assert four.answer == "" and "answer" not in four.to_row()
+    assert suite.metric == "exact_match/1+json_valid/1+multiple_choice/1" and not suite.graded
+    assert [suite.metric_of(i).name for i in suite.items] == [
+        "multiple_choice", "exact_match", "exact_match", "json_valid",
+    ]  # fmt: skip
+    again = Suite.from_jsonl("s", suite.to_jsonl(), metric=suite.metric)
+    assert again == suite and again.to_jsonl() == suite.to_jsonl()
+
+
+def test_canonical_bytes_of_plain_suites_are_what_they_were() -> None:
+    suite = Suite.of_rows(
+        "s", [{"id": "x", "prompt": "p", "answer": "a", "cluster": "c"}, {"prompt": "q", "answer": "b"}]
+    )
+    assert suite.to_jsonl() == (
+        b'{"answer":"a","cluster":"c","id":"x","prompt":"p","skill":"all","split":"held_out"}\n'
+        b'{"answer":"b","id":"s-2","prompt":"q","skill":"all","split":"held_out"}\n'
+    )
+
+
+def test_another_default_is_written_into_the_items_of_a_mixed_suite() -> None:
+    rows = [CHOICE, {"prompt": "p", "answer": "a"}]
+    suite = Suite.of_rows("s", rows, metric="contains")
+    assert suite.metric == "contains/1+multiple_choice/1" and suite.items[1].metric == "contains"
+    assert Suite.from_jsonl("s", suite.to_jsonl(), metric=suite.metric) == suite
+    part = Suite("part", suite.items[1:], suite.metric)
+    assert part.metric == "contains/1" and part.metric_of(part.items[0]).name == "contains"
+
+
+def test_metrics_that_make_no_one_score_are_refused() -> None:
+    rows = [{"prompt": "p", "answer": "a"}, {"prompt": "p", "answer": "a", "metric": "token_f1"}]
+    with pytest.raises(InputError, match=r"all graded in one way.*exact_match/1, token_f1/1.*two suites"):
+        Suite.of_rows("s", rows)
+    with pytest.raises(InputError, match="all graded in one way"):
+        Suite.of_rows("s", rows[1:] + [{"prompt": "p", "answer": "a", "metric": "perplexity"}])
+    both = Suite.of_rows("s", [*rows[1:], {"prompt": "p", "answer": "a", "metric": "rouge_l"}])
+    assert both.graded and both.higher_is_better
+
+
+def test_a_header_names_the_metric_and_is_no_item(tmp_path: Path) -> None:
+    header = '{"suite": {"metric": "contains", "description": "What it is."}}'
+    plain, headed = write(tmp_path / "a.jsonl", GOOD), write(tmp_path / "b" / "a.jsonl", header, GOOD)
+    suite = Suite.load(headed)
+    assert (len(suite), suite.metric, suite.description) == (1, "contains/1", "What it is.")
+    assert suite.items[0].id == "a-2"  # ids count lines, so that they can be found
+    assert Suite.load(headed, metric="exact_match").metric == "exact_match/1"
+    assert Suite.load(plain).metric == "exact_match/1"
+    kept = json.dumps({"id": "i", **json.loads(GOOD)})
+    one, two = write(tmp_path / "one.jsonl", kept), write(tmp_path / "two.jsonl", header, kept)
+    assert Suite.load(one, name="x").skills == ("one",)
+    same = [Suite.from_jsonl("x", path.read_bytes()) for path in (one, two)]
+    assert same[0].digest == same[1].digest and same[0].metric != same[1].metric
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "one.jsonl", '{"prompt": "p", "answer": "x"}')
+    write(tmp_path / "folder" / "two.jsonl", header, '{"prompt": "p", "answer": "y"}')
+    folder = Suite.load(tmp_path / "folder")
+    assert {i.skill: folder.metric_of(i).name for i in folder.items} == {
+        "one": "exact_match",
+        "two": "contains",
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ('{"suite": "x"}', "must be an object, not str"),
+        ('{"suite": {"version": 1}}', "unknown key 'version'"),
+        ('{"suite": {"metric": "accuracy"}}', "no metric 'accuracy'"),
+        ('{"suite": {"metric": 3}}', "`metric` must be text, not int"),
+        ('{"suite": {}}', "has a header only"),
+    ],
+)
+def test_a_bad_header_is_named(tmp_path: Path, header: str, says: str) -> None:
+    lines = [header] if says.startswith("has") else [header, GOOD]
+    with pytest.raises(InputError, match="bad.jsonl") as caught:
+        Suite.load(write(tmp_path / "bad.jsonl", *lines))
+    assert says in str(caught.value)
