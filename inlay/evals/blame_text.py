@@ -52,9 +52,9 @@ def bars(report: BlameReport) -> list[Text]:
     largest = max(figures, default=0.0) or 1.0
     lines = [Text("Points of held-out general skills", style="italic")]
     for member in report.members:
-        rows = (("alone loses", member.alone.loss, "yellow"), ("removed, back", member.removed.loss, "red"))
+        rows = (("alone loses", member.alone.loss, "yellow"), ("removal returns", member.removed.loss, "red"))
         for number, (what, value, style) in enumerate(rows):
-            line = Text(f"{short(member.name) if number == 0 else '':<{NAME}} {what:<13} ")
+            line = Text(f"{short(member.name) if number == 0 else '':<{NAME}} {what:<15} ")
             line.append(bar(value, largest), style=style if value > 0 else "green")
             line.append(f" {percent(value)}")
             lines.append(line)
@@ -109,7 +109,7 @@ def _members(report: BlameReport) -> Table:
         "member",
         "weight",
         "alone loses [95%]",
-        "removed, back [95%]",
+        "removal returns [95%]",
         "p",
     )
     for member in report.members:

@@ -209,7 +209,7 @@ def test_the_terminal_gets_80_columns_and_no_commands() -> None:
     rows = text.splitlines()
     assert max(map(len, rows)) <= 80
     assert any("█" * 10 in row and "20.0" in row for row in rows), "the bars"
-    assert any("removed, back" in row for row in rows)
+    assert any("removal returns" in row for row in rows)
     whole = io.StringIO()
     report().print(Console(file=whole, width=80, color_system=None))
     table = [row for row in whole.getvalue().splitlines() if "bad@v1" in row and "[" in row]
