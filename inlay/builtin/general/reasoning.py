@@ -93,35 +93,41 @@ def order_things(rng: Random) -> list[Question]:
 
 def _compare_values(rng: Random, index: int) -> Question:
     template = index % 5
-    one, two, three = rng.sample(NAMES, 3)
+    one, two, three = everybody = tuple(rng.sample(NAMES, 3))
     if template == 0:
         cm = rng.sample(range(150, 200), 3)
         asked = f"{one} is {cm[0]} cm tall, {two} {cm[1]} cm and {three} {cm[2]} cm. Who is the tallest?"
-        ranked = sorted(zip(cm, (one, two, three), strict=True), reverse=True)
-        answer, other = ranked[0][1], ranked[1][1]
+        answer = everybody[cm.index(max(cm))]
     elif template == 1:
         word, before = rng.choice((("shortest", "taller"), ("tallest", "taller")))
         asked = f"{one} is {before} than {two}. {two} is {before} than {three}. Who is the {word}?"
-        answer, other = (three, one) if word == "shortest" else (one, three)
+        answer = three if word == "shortest" else one
     elif template == 2:
         dollars = rng.sample(range(12, 90), 3)
         asked = (
             f"{one} paid ${dollars[0]} for the ticket, {two} ${dollars[1]} and {three} ${dollars[2]}. "
             "Who paid the least?"
         )
-        ranked = sorted(zip(dollars, (one, two, three), strict=True))
-        answer, other = ranked[0][1], ranked[1][1]
+        answer = everybody[dollars.index(min(dollars))]
     elif template == 3:
         months = rng.sample(range(12), 2)
         came, later = (MONTHS[month] for month in months)
         asked = f"{one} comes in {came} and {two} in {later} of the same year. Who comes first?"
-        answer, other = (one, two) if months[0] < months[1] else (two, one)
+        answer = one if months[0] < months[1] else two
     else:
         kilos = rng.sample(range(3, 40), 2)
         grams = kilos[1] * 1000 + rng.choice((-500, 500))
         asked = f"{one}'s bag weighs {kilos[0]} kilograms, {two}'s {grams} grams. Whose bag is heavier?"
-        answer, other = (one, two) if kilos[0] * 1000 > grams else (two, one)
-    return exact(f"{asked} Answer with the name only.", answer, other, cluster=f"compare_values/{template}")
+        answer = one if kilos[0] * 1000 > grams else two
+    others = [name for name in everybody if name != answer and name in asked]
+    return chosen(
+        rng,
+        f"{asked} Answer with the name only.",
+        answer,
+        others,
+        (index // 5 + template) % (len(others) + 1),
+        cluster=f"compare_values/{template}",
+    )
 
 
 def compare_values(rng: Random) -> list[Question]:
