@@ -120,21 +120,19 @@ def test_the_tests_are_mcnemars_adjusted_by_holm(told: Registry) -> None:
 
 
 def test_noise_is_seldom_called_a_loss(tmp_path: Path) -> None:
-    """Versions that are all the same model but for noise: the whole line is right 95 times of 100."""
+    """Six versions that are the same model but for noise; a fall anywhere in the line is a wrong one."""
     from inlay.evals.line_records import Column
     from inlay.evals.line_tests import changes
 
-    dice, wrong, trials = random.Random(7), 0, 200
-    columns = [Column("s", "d", f"k{j}", "general", 60, "exact_match/1", 0) for j in range(4)]
+    dice, wrong, trials = random.Random(1), 0, 100
+    columns = [Column("s", "d", f"k{j}", "general", 200, "exact_match/1", 0) for j in range(4)]
     for _ in range(trials):
-        outcomes = [
-            [tuple(dice.random() < (0.97 if sure else 0.5) for sure in range(60)) for _ in range(6)]
-            for _ in range(4)
-        ]
+        outcomes = []
+        for _ in columns:
+            rates = [dice.random() ** 0.3 for _ in range(200)]
+            outcomes.append([tuple(dice.random() < rate for rate in rates) for _ in range(6)])
         wrong += any(c.fell for c in changes(columns, outcomes, [()] * 4))
-    assert wrong <= 0.05 * 2 * trials * 0.8, (
-        f"{wrong} of {trials} lines lost something (two families of tests)"
-    )
+    assert wrong <= 0.1 * trials, "two families of tests, each at 5%"
 
 
 def test_a_gap_is_a_gap(tmp_path: Path) -> None:
