@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`cuda` tests skip, with the reason, where there is no device; `data` ones where there is no data."""
+    """`cuda` tests skip, with the reason, where there is no device; `data` ones where there is no data,
+    `browser` ones where there is no Chromium, unless it is required."""
     data, required = os.environ.get("INLAY_TEST_DATA"), os.environ.get("INLAY_REQUIRE_DATA")
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    browser_required = os.environ.get("INLAY_REQUIRE_BROWSER")
     for item in items:
         if "data" in item.keywords and not data and not required:
             item.add_marker(pytest.mark.skip(reason="needs real data: set INLAY_TEST_DATA to its folder"))
+        if "browser" in item.keywords and not browser and not browser_required:
+            item.add_marker(pytest.mark.skip(reason="needs Chromium: apt-get install chromium"))
         if "cuda" in item.keywords:
             import torch
 
