@@ -238,7 +238,7 @@ def test_metrics_that_make_no_one_score_are_refused() -> None:
     with pytest.raises(InputError, match=r"all graded in one way.*exact_match/1, token_f1/1.*two suites"):
         Suite.of_rows("s", rows)
     with pytest.raises(InputError, match="all graded in one way"):
-        Suite.of_rows("s", rows[1:] + [{"prompt": "p", "answer": "a", "metric": "perplexity"}])
+        Suite.of_rows("s", [*rows[1:], {"prompt": "p", "answer": "a", "metric": "perplexity"}])
     both = Suite.of_rows("s", [*rows[1:], {"prompt": "p", "answer": "a", "metric": "rouge_l"}])
     assert both.graded and both.higher_is_better
 
@@ -278,6 +278,6 @@ def test_a_header_names_the_metric_and_is_no_item(tmp_path: Path) -> None:
 )
 def test_a_bad_header_is_named(tmp_path: Path, header: str, says: str) -> None:
     lines = [header] if says.startswith("has") else [header, GOOD]
-    with pytest.raises(InputError, match="bad.jsonl") as caught:
+    with pytest.raises(InputError, match=r"bad\.jsonl") as caught:
         Suite.load(write(tmp_path / "bad.jsonl", *lines))
     assert says in str(caught.value)
