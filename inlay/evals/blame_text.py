@@ -54,7 +54,7 @@ def bars(report: BlameReport) -> list[Text]:
     for member in report.members:
         rows = (("alone loses", member.alone.loss, "yellow"), ("removal returns", member.removed.loss, "red"))
         for number, (what, value, style) in enumerate(rows):
-            line = Text(f"{short(member.name) if number == 0 else '':<{NAME}} {what:<15} ")
+            line = Text(f"{short(weighed(member)) if number == 0 else '':<{NAME}} {what:<15} ")
             line.append(bar(value, largest), style=style if value > 0 else "green")
             line.append(f" {percent(value)}")
             lines.append(line)
@@ -85,6 +85,11 @@ def interval_text(counts: Paired, *, gain: bool = False) -> str:
     return f"{percent(counts.delta if gain else counts.loss)} [{percent(low)}, {percent(high)}]"
 
 
+def weighed(member: Member) -> str:
+    """A member with its weight, where that is not 1: `0.5 style@v3`."""
+    return member.name if member.weight == 1.0 else f"{member.weight:g} {member.name}"
+
+
 def short(name: str, limit: int = NAME) -> str:
     """A name on one line, cut: a terminal must not obey what a recipe says."""
     line = printable(name)
@@ -105,22 +110,20 @@ def _members(report: BlameReport) -> Table:
     from rich.text import Text
 
     table = _table(
-        f"Members, points of held-out general skills (n={report.whole.n}; p adjusted by Holm)",
+        f"Points [95%] of held-out general skills (n={report.whole.n}; p adjusted by Holm)",
         "member",
-        "weight",
-        "alone loses [95%]",
-        "removal returns [95%]",
+        "alone loses",
+        "removal returns",
         "p",
     )
     for member in report.members:
         table.add_row(
-            Text(short(member.name), style=_style(report, member)),
-            f"{member.weight:g}",
+            Text(short(weighed(member)), style=_style(report, member)),
             interval_text(member.alone),
             interval_text(member.removed),
             p_text(member.p_adjusted).removeprefix("= "),
         )
-    table.add_row(Text("the whole", style="dim"), "", interval_text(report.whole), "", "")
+    table.add_row(Text("the whole", style="dim"), interval_text(report.whole), "", "")
     return table
 
 
@@ -128,15 +131,15 @@ def _target(report: BlameReport, place: int) -> Table:
     from rich.text import Text
 
     table = _table(
-        f"Target {short(report.targets[place], 40)}, points (n={report.whole_targets[place].n})",
+        f"Points [95%] of target {short(report.targets[place], 40)} (n={report.whole_targets[place].n})",
         "member",
-        "alone gains [95%]",
-        "removing it costs [95%]",
+        "alone gains",
+        "removal costs",
     )
     for member in report.members:
         share = member.targets[place]
         table.add_row(
-            Text(short(member.name)),
+            Text(short(weighed(member))),
             interval_text(share.alone, gain=True),
             interval_text(share.removed, gain=True),
         )

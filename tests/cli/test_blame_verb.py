@@ -66,7 +66,7 @@ def test_blame_prints_draws_writes_and_keeps(work: Path, capsys: pytest.CaptureF
     assert found["passes"] == 4, "base, whole, and two members, each alone what is left without the other"
     assert run([*command, "--html", "out/blame.html"]) == 0
     out = capsys.readouterr().out
-    assert "removing harsh@v1 brings back" in out and "█████" in out and "Target small" in out
+    assert "removing harsh@v1 brings back" in out and "█████" in out and "target small" in out
     assert "written to out/blame.html" in out and "harsh@v1" in (work / "out" / "blame.html").read_text()
     with inlay.Registry.open("adapters_store") as store:
         kept = store.reports(store.resolve("acme@v1").digest, "blame")

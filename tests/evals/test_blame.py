@@ -214,6 +214,7 @@ def test_the_terminal_gets_80_columns_and_no_commands() -> None:
     report().print(Console(file=whole, width=80, color_system=None))
     table = [row for row in whole.getvalue().splitlines() if "bad@v1" in row and "[" in row]
     assert any("20.0 [13.3, 28.9]" in row and "< 0.001" in row for row in table)
+    assert "…" not in whole.getvalue(), "nothing is cut where names are short"
 
 
 def test_the_page_escapes_names_and_needs_nothing_else(tmp_path: Path) -> None:
