@@ -95,8 +95,9 @@ class ForgettingReport:
     """One subject against its base. `held_out` is what the verdict is about; fractions, not percent.
 
     `skills` and the pools hold reached skills only; `unreached` names the general skills of which the base
-    itself answers less than `REACHED` of the items. `flips`: right before and wrong now; `gained`: the other
-    way round. `levels`: what was measured at which level, {"weights" | "load" | "registration": names}.
+    itself answers less than `REACHED` of the items beyond guessing. `flips`: right before and wrong now;
+    `gained`: the other way round. `levels`: what was measured at which level, {"weights" | "load" |
+    "registration": names}.
     `rigidity`, `overhead`, `weights` and `alarm`: plain JSON of what measured them, None where nothing did.
     """
 
@@ -280,7 +281,11 @@ def compare(
         for row in _rows(before, after)
     ]
     skills = _by(general, lambda row: (row.item.skill, row.item.held_out))
-    able = {key for key, rows in skills.items() if reached([row.was for row in rows])}
+    able = {
+        key
+        for key, rows in skills.items()
+        if reached([row.was for row in rows], [row.item.guess for row in rows])
+    }
     counted = [row for row in general if (row.item.skill, row.item.held_out) in able]
     slices = _by(
         [row for row in counted if row.item.slice is not None],

@@ -148,7 +148,8 @@ def _by_skill(entry: Evidence, items: Sequence[int]) -> dict[str, list[int]]:
 
 def _reached(entry: Evidence, items: Sequence[int]) -> bool:
     assert entry.base is not None
-    return reached([entry.base.outcomes[index] for index in items])
+    guesses = [entry.guesses[index] for index in items] if entry.guesses else []
+    return reached([entry.base.outcomes[index] for index in items], guesses)
 
 
 def _not_counting(unreached: Sequence[str]) -> str:

@@ -72,6 +72,11 @@ class Item:
         return (self.answer, *self.references)
 
     @property
+    def guess(self) -> float:
+        """Chance of being right by guessing: one in so many choices, 0 where there are none."""
+        return 1 / len(self.choices) if self.choices else 0.0
+
+    @property
     def chat(self) -> Prompt:
         """The prompt as a `Chat` takes it: the string itself or a list of {"role", "content"}."""
         if isinstance(self.prompt, str):

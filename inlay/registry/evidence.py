@@ -235,6 +235,7 @@ def gather(
                     foreign=mine is None and bool(_scored(store, candidate, row)),
                     skills=tuple(str(item.get("skill", "all")) for item in items),
                     clusters=_clusters(items),
+                    guesses=tuple(map(_guess, items)),
                     perturbed=_perturbed(store, guard, candidate, name, items, mine)
                     if target and guard.rigidity is not None
                     else None,
@@ -246,6 +247,12 @@ def gather(
     if guard.overhead is not None:
         found.append(_overhead(store, candidate))
     return found + _alarms(store, candidate)
+
+
+def _guess(item: Mapping[str, Any]) -> float:
+    """The chance of being right by guessing."""
+    choices = item.get("choices")
+    return 1 / len(choices) if isinstance(choices, list) and choices else 0.0
 
 
 def _perturbed(

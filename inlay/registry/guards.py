@@ -179,7 +179,8 @@ class Evidence:
     `current` is None as well where the alias points to nothing yet: then `has_current` is False. `subject`
     is the candidate's reference, `digest` the suite's. `foreign` says that the candidate has scores on the
     suite, none of which counts: measured under another base, metric or protocol than the guard admits.
-    `skills` and `clusters` are an item's each, empty where the suite says nothing; `perturbed` is there where
+    `skills`, `clusters` and `guesses` (chances of being right by guessing) are an item's each, empty where
+    the suite says nothing; `perturbed` is there where
     the guard asks about rigidity, and `members` (reference, comparable record or None) about retention.
     """
 
@@ -195,6 +196,7 @@ class Evidence:
     foreign: bool = False
     skills: tuple[str, ...] = ()
     clusters: tuple[str | None, ...] = ()
+    guesses: tuple[float, ...] = ()
     perturbed: Perturbed | None = None
     members: tuple[tuple[str, EvalRecord | None], ...] = ()
     report: Mapping[str, Any] | None = None

@@ -230,7 +230,7 @@ def test_clusters_are_counted_by_what_happened_in_them() -> None:
 
 
 def test_the_design_effect_is_the_ratio_of_the_two_variances() -> None:
-    """Against numpy, item by item: with many flips the three unseen ones hardly count."""
+    """Against numpy, item by item: with many flips the one unseen cluster hardly counts."""
     random = np.random.default_rng(5)
     clusters = np.repeat(np.arange(300), 7)
     whole = random.random(300) < 0.3
@@ -248,15 +248,14 @@ def test_clusters_widen_and_never_narrow() -> None:
     apart = Paired.of([True] * 400, [k % 20 != 0 for k in range(400)], [k // 10 for k in range(400)])
     plain = Paired(400, 20, 0, 380)
     assert together.loss_upper > apart.loss_upper > plain.loss_upper
-    assert together.design_effect > 8 and 1.0 <= apart.design_effect < 1.3
+    assert together.design_effect > 8 and 1.0 <= apart.design_effect < 4.0
     untouched = Paired.of([True] * 400, [True] * 400, [k // 10 for k in range(400)])
-    assert untouched.design_effect == 3.0  # nobody knows yet whether flips come together
+    assert untouched.design_effect == 10.0  # nobody knows yet whether flips come together
     assert untouched.loss_upper > Paired(400, 0, 0, 400).loss_upper
-    assert "400 items in 40 clusters count as 133" in untouched.method
-    few = Paired.of([True] * 60, [True] * 60, [k // 20 for k in range(60)])
-    assert few.few_clusters and few.method.endswith("speak for these clusters alone")
-    one = Paired.of([True] * 60, [True] * 60, ["t"] * 60)
-    assert one.interval == Paired(60, 0, 0, 60).interval and one.few_clusters
+    assert "400 items in 40 clusters count as 40" in untouched.method
+    few = Paired.of([True] * 60, [k > 3 for k in range(60)], [k // 20 for k in range(60)])
+    assert few.few_clusters and few.method.endswith("3 clusters speak for these alone")
+    assert few.interval == Paired(60, 4, 0, 56).interval and few.p_value == mcnemar(4, 0)
 
 
 def test_sign_flips_against_every_combination_of_signs() -> None:
@@ -277,6 +276,15 @@ def test_sign_flips_against_every_combination_of_signs() -> None:
 def test_a_skill_is_reached_by_the_bases_outcomes() -> None:
     assert reached([True] + [False] * 9)
     assert not reached([True] + [False] * 10) and not reached([])
+
+
+def test_what_guessing_gives_is_no_skill() -> None:
+    right = [True] * 12 + [False] * 28
+    assert reached(right) and reached(right, [0.0] * 40)
+    assert not reached(right, [0.25] * 40)  # (12 - 10) / 30 is under a tenth
+    assert reached([True] * 13 + [False] * 27, [0.25] * 40)  # (13 - 10) / 30
+    assert not reached([True] * 19 + [False] * 21, [0.5] * 40)
+    assert not reached([True], [1.0])
 
 
 def test_quantiles() -> None:
