@@ -10,13 +10,14 @@ from xml.etree import ElementTree
 
 import pytest
 from evals_fakes import result_of, suite_of
+from report_fakes import EVIL, full_report
 
 from inlay.errors import InputError
 from inlay.evals.drift import Drift
 from inlay.evals.forgetting import ForgettingReport, compare
 from inlay.evals.report_html import Estimate, Subject, write_report
-
-EVIL = "<script>alert(1)</script>\"'&</td><img src=x onerror=alert(2)> \ud800 $\\frac{1}{0}$"
+from inlay.evals.report_plots import heatmap
+from inlay.evals.report_tables import tables
 
 
 class Page(HTMLParser):
@@ -78,9 +79,9 @@ def test_nothing_written_by_a_model_is_markup(page_text: str) -> None:
     page = Page(page_text)
     assert not {"script", "iframe", "object", "form"} & {tag for tag, _ in page.tags}
     assert all(not key.startswith("on") for _, attrs in page.tags for key in attrs)
-    assert page_text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5
+    assert page_text.count("&lt;script&gt;document.title=&#39;owned&#39;&lt;/script&gt;") >= 5
     assert "<script" not in page_text
-    assert "<script>alert(1)</script>" in page.text  # it is shown, as text
+    assert "<script>document.title='owned'</script>" in page.text  # it is shown, as text
 
 
 def test_the_page_fetches_nothing(page_text: str) -> None:
@@ -143,3 +144,39 @@ def test_subjects_follow_from_the_report() -> None:
     assert subject.learned.value == 0.95 and base.learned is not None and base.learned.value == 0
     scores = {bar.name: bar.score.value for bar in subject.skills}
     assert scores == {"skill0": 0.9, "skill1": 1.0, "skill2": 1.0, "skill3": 1.0}
+
+
+def test_everything_measured_is_on_the_page(tmp_path: Path) -> None:
+    report = full_report()
+    page_text = write_report(tmp_path / "r.html", "t", [Subject.of(report)]).read_text(encoding="utf-8")
+    page = Page(page_text)
+    headings = [tag for tag, _ in page.tags if tag == "h3"]
+    assert len(headings) == len(tables(report)) + 2  # and the flips, both ways
+    for table in tables(report):
+        assert table.title in page.text
+    assert "the <mark>red</mark> car" in page_text and "the <mark>blue</mark> car" in page_text
+    assert (
+        "<mark>a</mark> red <mark>boat</mark>" in page_text
+    )  # what the base said to an item that was gained
+    assert "5 of 49 lost items shown" in page.text and "99,200 more characters are not shown" in page.text
+    assert "(answer not kept)" in page.text and "(nothing)" in page.text
+
+
+def test_what_steers_the_eye_is_shown_instead_of_done(tmp_path: Path) -> None:
+    text = write_report(tmp_path / "r.html", EVIL, [Subject.of(full_report())]).read_text(encoding="utf-8")
+    assert not any(c in text for c in "\x1b\x07\u202e\u202c\ud800")
+    assert "\\u202egnp\\u202c \\x1b[31mred\\x07 \\ud800" in text
+    zero_width = "می\u200cخواهم"  # a word that needs its joiner
+    text = write_report(tmp_path / "r.html", zero_width, []).read_text(encoding="utf-8")
+    assert f"<h1>{zero_width}</h1>" in text
+
+
+def test_a_heatmap_says_its_figures_and_its_gaps() -> None:
+    address = heatmap(["v1", EVIL], ["copy", "sort"], [[0.5, None], [1.0, 0.004]], "scores")
+    svg = ElementTree.fromstring(base64.b64decode(address.partition(",")[2]))
+    names = {element.tag.rpartition("}")[2] for element in svg.iter()}
+    assert not {"script", "foreignObject", "image"} & names
+    with pytest.raises(InputError, match=r"one value a cell: 1 rows of 2, got \[1\]"):
+        heatmap(["v1"], ["a", "b"], [[0.5]], "t")
+    with pytest.raises(InputError, match="one value a cell"):
+        heatmap([], [], [], "t")
