@@ -39,11 +39,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Column:
-    """A suite, or one skill of it (`skill` is None for all of the suite). `learned`: the row at which it was
-    learnt, 0 for what the base could do. `of_one`: scores are shares of 1, shown as percent."""
+    """A suite, or one skill of it (`skill` is None for all of the suite). `source`: what `--suite` finds it
+    by. `learned`: the row at which it was learnt, 0 for what the base could do. `of_one`: scores are shares
+    of 1, shown as percent."""
 
     suite: str
     digest: str
+    source: str
     skill: str | None
     role: Role
     n: int
@@ -135,7 +137,7 @@ class Line:
             # The base is measured beside whatever is.
             able = [s for s in (self.subjects if i == 0 else self.subjects[i - 1 : i]) if s.state not in GONE]
             if able:
-                found[f"inlay eval {able[-1].ref} --suite {self.columns[j].suite}"] = None
+                found[f"inlay eval {able[-1].ref} --suite {self.columns[j].source}"] = None
         return list(found)
 
     def step(self, row: int, column: int) -> Change | None:
@@ -184,8 +186,9 @@ class Line:
             if change.kind == "before" and change.against == change.row - 1
             else f" ({labels[change.against]})"
         )
+        name = f"{column.label} (protected)" if column.role == "protected" else column.label
         said = (
-            f"{column.label}: {how} {labels[change.row]}, {score_text(before, column)}{whence} -> "
+            f"{name}: {how} {labels[change.row]}, {score_text(before, column)}{whence} -> "
             f"{score_text(after, column)}, p {p_text(change.p_adjusted)}"
         )
         last = max(i for i, row in enumerate(self.scores) if row[change.column] is not None)

@@ -179,7 +179,7 @@ def _legend(line: Line, ascii_only: bool) -> list[str]:
         marks = ("-", "+") if ascii_only else ("▼", "▲")
         said.append(
             f"{marks[0]} fell, {marks[1]} rose by more than chance against the version scored before it "
-            "(McNemar's exact test, Holm over all versions and columns, p < 0.05)."
+            "(paired tests, Holm over all versions and columns, p < 0.05)."
         )
     commands = line.commands()
     if commands:

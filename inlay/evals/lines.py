@@ -20,15 +20,13 @@ from inlay.evals.metrics import Metric
 from inlay.evals.metrics import metric as metric_named
 from inlay.evals.statistics import REACHED
 from inlay.evals.suites import SHIPPED, Item, Suite
+from inlay.registry.guards import RIGID
 from inlay.registry.records import EvalRecord, Lock, Version
 
 if TYPE_CHECKING:
     from inlay.registry import Registry
 
 __all__ = ["Change", "Column", "Line", "Subject", "line"]
-
-RIGID = "--rigid"
-"""Suites derived from another have names that end so; they are shown where they are named."""
 
 
 def line(
@@ -50,10 +48,10 @@ def line(
     things = _things(store, name, notes)
     records = [store.evals(thing.digest) for thing in things]
     wanted = None if suite is None else [suite] if isinstance(suite, str) else list(suite)
-    suites = _suite_names(store, records, wanted)
+    suites = _suites(records, wanted)
     kept_rows = []
     for row, thing in enumerate(things):
-        if thing.state in GONE and not any(record.suite_name in suites for record in records[row]):
+        if thing.state in GONE and not any(_of(record, task) for record in records[row] for task in suites):
             notes.append(f"{thing.ref} was {thing.state} before it was scored, and is left out.")
         else:
             kept_rows.append(row)
@@ -62,15 +60,16 @@ def line(
     subjects = [
         Subject(t.ref, f"v{t.number}" if single else t.ref, t.digest, t.state, t.created) for t in things
     ]
-    if not single and wanted is not None and len(suites) == len(things):
-        learned, general = {task: row for row, task in enumerate(suites, 1)}, set[str]()
-    else:
-        learned, general = _declared(store, things), _general(store, things)
+    in_turn = not single and wanted is not None and len(suites) == len(things)
+    learned = {} if in_turn else _declared(store, things)
+    general = set() if in_turn else _general(store, things)
     parts: list[_Part] = []
-    for task in suites:
+    for number, task in enumerate(suites, 1):
         table = _comparable(store, task, records, [subject.label for subject in subjects], notes)
-        role: Role = "general" if task in general and task not in learned else "target"
-        parts += _parts(store, table, role, learned.get(task, 1), by, notes)
+        known_as = next(record.suite_name for record in table if record is not None)
+        role: Role = "general" if known_as in general and known_as not in learned else "target"
+        at = number if in_turn else learned.get(known_as, 1)
+        parts += _parts(store, table, role, at, by, notes)
     parts.sort(key=lambda part: list(_PARTS).index(part.column.role))
     columns = _labelled([part.column for part in parts])
     return Line(
@@ -118,26 +117,30 @@ def _things(store: Registry, name: str | Sequence[str], notes: list[str]) -> lis
     return [thing for thing in things if thing.base.weights == newest.base.weights]
 
 
-def _suite_names(
-    store: Registry, scores: Sequence[Sequence[EvalRecord]], wanted: Sequence[str] | None
-) -> list[str]:
-    """The suites that make columns, in the order they are wanted in, else in that of the alphabet."""
-    scored = {record.suite_name for records in scores for record in records}
+def _suites(scores: Sequence[Sequence[EvalRecord]], wanted: Sequence[str] | None) -> list[str]:
+    """Names or digests of the suites that make columns, as they are wanted; else all, by the alphabet."""
+    scored = [record for records in scores for record in records]
+    names = sorted({record.suite_name for record in scored})
     if wanted is None:
-        names = sorted(name for name in scored if not name.endswith(RIGID))
+        # What asks a suite less neatly is no skill of its own.
+        names = [name for name in names if not name.endswith(RIGID)]
         if not names:
             raise InputError(
                 "a line needs scores, and none of its versions has any", fix="`inlay eval REF --suite S`"
             )
         return names
-    names = [store.suite(name).name if name.startswith("sha256:") else name for name in wanted]
-    for name in names:
-        if name not in scored:
+    for task in wanted:
+        if not any(_of(record, task) for record in scored):
             raise InputError(
-                f"none of the versions was scored on {name[:80]!r}",
-                fix=f"scored are: {', '.join(sorted(scored)) or 'none'}",
+                f"none of the versions was scored on {task[:80]!r}",
+                fix=f"scored are: {', '.join(names) or 'none'}",
             )
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(wanted))
+
+
+def _of(record: EvalRecord, suite: str) -> bool:
+    """Whether a score is one on the suite of that name or digest."""
+    return suite in (record.suite_name, record.suite)
 
 
 def _declared(store: Registry, things: Sequence[Version | Lock]) -> dict[str, int]:
@@ -198,7 +201,7 @@ def _comparable(
     ways: dict[tuple[str, ...], dict[int, EvalRecord]] = {}
     for row, records in enumerate(scores):
         for record in records:
-            if record.suite_name == suite:
+            if _of(record, suite):
                 ways.setdefault(_key(record), {}).setdefault(row, record)
     chosen = max(ways, key=lambda key: (len(ways[key]), max(record.id for record in ways[key].values())))
     table = ways[chosen]
@@ -208,7 +211,7 @@ def _comparable(
     for row, label in enumerate(labels):
         others = [way[row] for key, way in ways.items() if key != chosen and row in way]
         if others and row not in table:
-            notes.append(f"{label} on {suite} is a gap: {_obstacle(others[0], example)}.")
+            notes.append(f"{label} on {example.suite_name} is a gap: {_obstacle(others[0], example)}.")
     return [base, *(table.get(row) for row in range(len(scores)))]
 
 
@@ -240,6 +243,7 @@ def _parts(
     """The columns that one suite makes; IntegrityError where its items do not fit its outcomes."""
     record = next(record for record in table if record is not None)
     metric = _metric(record.metric)
+    source = record.suite_name if _newest(store, record) else record.suite
     try:
         items: Sequence[Item | None] = Suite.from_store(store, record.suite).items
     except (ReferenceNotFound, InputError):
@@ -263,6 +267,7 @@ def _parts(
         column = Column(
             suite=record.suite_name,
             digest=record.suite,
+            source=source,
             skill=skill,
             role=role if held_out else "protected",
             n=len(places),
@@ -276,6 +281,14 @@ def _parts(
         shared = [None if item is None else item.cluster for item in (items[k] for k in places)]
         found.append(_Part(column, shared if any(shared) else (), cells, scores))
     return found
+
+
+def _newest(store: Registry, record: EvalRecord) -> bool:
+    """Whether the suite's name still means the content that was scored, as far as the store knows."""
+    try:
+        return store.suite(record.suite_name).digest == record.suite
+    except ReferenceNotFound:
+        return True
 
 
 def _metric(key: str) -> Metric | None:

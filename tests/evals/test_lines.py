@@ -125,7 +125,7 @@ def test_noise_is_seldom_called_a_loss(tmp_path: Path) -> None:
     from inlay.evals.line_tests import changes
 
     dice, wrong, trials = random.Random(1), 0, 100
-    columns = [Column("s", "d", f"k{j}", "general", 200, "exact_match/1", 0) for j in range(4)]
+    columns = [Column("s", "d", "s", f"k{j}", "general", 200, "exact_match/1", 0) for j in range(4)]
     for _ in range(trials):
         outcomes = []
         for _ in columns:
@@ -177,7 +177,14 @@ def test_only_comparable_scores_share_a_column(tmp_path: Path) -> None:
         # The way that most versions were scored in, though another was newer.
         score(registry, "legal@v1", "general-v1", (True,) * 50)
         score(registry, "legal@v2", "general-v1", (False,) * 50)
-        assert [row[0] for row in line(registry, "legal").scores] == [None, 1.0, 0.0, None, 1.0]
+        found = line(registry, "legal")
+        assert [row[0] for row in found.scores] == [None, 1.0, 0.0, None, 1.0]
+        assert "inlay eval legal@v3 --suite general-v1" in found.commands()
+        # The other content is still there by its digest, and by that alone.
+        (digest,) = {e.suite for e in registry.evals("legal@v3")}
+        older = line(registry, "legal", digest)
+        assert [row[0] for row in older.scores] == [0.91, 0.9, 0.8, None, None]
+        assert older.commands() == [f"inlay eval legal@v{n} --suite {digest}" for n in (3, 4)]
 
 
 def test_tasks_learnt_in_turn_by_several_names(tmp_path: Path) -> None:
@@ -351,3 +358,11 @@ def test_nothing_that_was_written_steers_the_terminal(tmp_path: Path) -> None:
         print_line(found, console)
     assert "\x1b" not in capture.get() and "[bold]\\x1b[2Jevil" in capture.get()
     assert json.loads(json.dumps(found.to_dict()))["columns"]
+
+
+def test_what_asks_a_suite_less_neatly_is_shown_where_it_is_named(tmp_path: Path) -> None:
+    with grown(
+        tmp_path, base={"t": [3], "t--rigid": [2]}, versions=[{"t": [50], "t--rigid": [40]}]
+    ) as registry:
+        assert [c.suite for c in line(registry, "legal").columns] == ["t"]
+        assert [c.suite for c in line(registry, "legal", "t--rigid").columns] == ["t--rigid"]
