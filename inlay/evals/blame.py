@@ -289,7 +289,10 @@ def _skills(general: Sequence[Suite], base: Outcomes) -> dict[str, list[_Place]]
     return {
         skill: found
         for skill, found in places.items()
-        if reached([base[place.suite][place.item] for place in found])
+        if reached(
+            [base[place.suite][place.item] for place in found],
+            [general[place.suite].items[place.item].guess for place in found],
+        )
     }
 
 
