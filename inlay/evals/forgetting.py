@@ -143,10 +143,12 @@ class ForgettingReport:
             "weights": {"weights": self.weights},
             "load": {"drift": self.drift, "alarm": self.alarm},
             "registration": {
-                "general": self.held_out.n or self.protected.n,
+                "general": self.held_out.n
+                or self.protected.n
+                or self.unreached
+                or any(row.role == "general" for row in self.graded),
                 "target": self.targets,
                 "slices": self.slices,
-                "graded": self.graded,
                 "rigidity": self.rigidity,
                 "overhead": self.overhead,
             },
@@ -157,7 +159,7 @@ class ForgettingReport:
     def verdict(self) -> str:
         """One sentence about held-out skills."""
         counts = self.held_out
-        if counts.n == 0 and not self.skills and self.alarm is not None:
+        if self.alarm is not None and not self.levels["registration"]:
             return f"{self.subject}: measured at load only. {self.alarm['said']}"
         if counts.n == 0:
             why = "the base can do none of the held-out skills" if self.unreached else "no item is held out"
@@ -409,7 +411,10 @@ def uninformative(plain: ForgettingReport | Paired, *, below: float = UNINFORMAT
 
 def _worth(counts: Paired) -> str:
     """` (40 clusters, worth 211 items)` where items share templates, else nothing."""
-    return f" ({counts.units} clusters, worth {counts.effective:.0f} items)" if counts.clusters else ""
+    if not counts.clusters:
+        return ""
+    worth = "for these alone" if counts.few_clusters else f"worth {counts.effective:.0f} items"
+    return f" ({counts.units} clusters, {worth})"
 
 
 def graded_text(row: Graded) -> str:

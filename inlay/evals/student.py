@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 
+@lru_cache(maxsize=1024)
 def student_quantile(share: float, freedom: int) -> float:
     """The value under which `share` of Student's t lies, by bisection of the distribution to 1e-12."""
     if share == 0.5:

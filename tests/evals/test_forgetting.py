@@ -148,7 +148,7 @@ def test_clusters_decide_the_verdict() -> None:
     assert whole.held_out.clusters == ((4, -4, 4), (4, 0, 46))
     assert whole.lost == spread.lost == 0.08
     assert whole.upper > spread.upper > Paired(200, 16, 0, 184).loss_upper
-    assert "n=200 (50 clusters, worth 5" in whole.verdict
+    assert "n=200 (50 clusters, worth 49 items), p = 0.125" in whole.verdict
     again = ForgettingReport.from_dict(json.loads(json.dumps(whole.to_dict())))
     assert again == whole
 

@@ -248,7 +248,7 @@ def test_clusters_count_and_too_few_are_no_evidence() -> None:
     ]
     one_skill = judge(SKILL, [replace(in_skills(few, "a", "b"))])
     assert one_skill.passed  # a skill is its templates, and the method says so
-    assert "speak for these clusters alone" in one_skill.checks[0]["skills"][0]["method"]
+    assert "speak for these alone" in one_skill.checks[0]["skills"][0]["method"]
     targets = replace(target(400, 300), clusters=("t",) * 400)
     assert "share 1 clusters" in judge(Guard(gain=0.1, suites=SUITES), [targets]).reasons[0]
 
