@@ -27,6 +27,11 @@
     line_html.py       and as one page
     transfer.py        average accuracy, BWT, FWT and the forgetting measure
     guards.py          a guard's thresholds against evidence
+    perturbing.py      the same questions with typos, other case, spaces and wordings
+    rigidity.py        what a model loses by them, beside its base
+    overhead.py        what composing costs in time, in pairs
+    report_tables.py   the report as tables and sentences
+    report_flips.py    two answers word by word
     report_text.py     the report on a terminal
     report_html.py     the report as one self-contained page
     report_plots.py    its plots

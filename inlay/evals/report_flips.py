@@ -24,13 +24,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Sides:
-    """A flip to be shown: each side is None where no answer was kept. `hidden`: characters left out."""
+    """A flip to be shown: each side is None where no answer was kept. `expected`: the side that was right
+    shows the expected answer, since its own was not kept. `hidden`: characters left out."""
 
     flip: Flip
     prompt: str
     base: tuple[Span, ...] | None
     model: tuple[Span, ...] | None
-    base_is_expected: bool
+    expected: bool
     hidden: int
 
 
@@ -43,12 +44,12 @@ def sides(flip: Flip, *, lost: bool, kept: int = KEPT) -> Sides:
     model = flip.model_answer if flip.model_answer is not None or lost else flip.expected
     shown = [text[:kept] if text is not None else None for text in (base, model)]
     hidden = sum(max(0, len(text) - kept) for text in (flip.prompt, base, model) if text is not None)
-    if shown[0] is None or shown[1] is None:
-        spans = [None if text is None else (Span(text, False),) for text in shown]
-    else:
-        spans = list(differences(shown[0], shown[1]))
     expected = (flip.base_answer if lost else flip.model_answer) is None
-    return Sides(flip, flip.prompt[:kept], spans[0], spans[1], expected, hidden)
+    one, two = shown
+    if one is None or two is None:
+        alone = [None if text is None else (Span(text, False),) for text in shown]
+        return Sides(flip, flip.prompt[:kept], alone[0], alone[1], expected, hidden)
+    return Sides(flip, flip.prompt[:kept], *differences(one, two), expected, hidden)
 
 
 def differences(one: str, two: str) -> tuple[tuple[Span, ...], tuple[Span, ...]]:

@@ -115,7 +115,7 @@ def _totals(report: ForgettingReport) -> Table:
         ),
         tuple(rows),
         "The verdict is about held-out skills, of which no training saw a prompt; “bound” is the one-sided "
-        "95% bound that a guard compares with its allowance.",
+        f"95% bound that a guard compares with its allowance. Intervals: {report.held_out.method}.",
     )
 
 
@@ -192,7 +192,7 @@ def _graded(rows: Sequence[Graded]) -> Table:
             )
             for row in rows
         ),
-        "Means in the metric's own unit; “better” follows the metric's direction.",
+        "Means in the metric's unit (perplexity: nats a token); “better” follows its direction.",
     )
 
 
@@ -222,7 +222,8 @@ def _rigid(part: Part) -> Table:
         ),
         tuple(rows),
         f"The same {part.sources} questions asked cleanly and with noise: what the model loses by it, and "
-        "what the base does. “Worse than base” compares the two on the noisy ones.",
+        "what the base does. “Worse than base” compares the two on the noisy ones. Intervals: "
+        f"{part.rows[0].model.method}.",
     )
 
 

@@ -99,7 +99,7 @@ def test_long_answers_are_cut_and_counted() -> None:
     flip = Flip("s", "i", "copy", True, "p" * 900, "answer", "x" * 100_000, None)
     seen = sides(flip, lost=True, kept=800)
     assert seen.model is not None and len(seen.model[0].text) == 800 and seen.hidden == 100 + 99_200
-    assert seen.base is not None and seen.base[0].text == "answer" and seen.base_is_expected
+    assert seen.base is not None and seen.base[0].text == "answer" and seen.expected
     gained = sides(Flip("s", "i", "copy", True, "p", "right", None, "wrong"), lost=False)
     assert [s.text for s in gained.model or ()] == ["right"] and [s.text for s in gained.base or ()] == [
         "wrong"
