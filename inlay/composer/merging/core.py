@@ -6,7 +6,9 @@
 By QR and the decomposition of the small factor: O(R² (in + out)) with R = Σ r_t, and no dense product. The
 columns are ordered by singular value and each has its largest entry positive, so that the basis, and with it
 the result of a method that works element by element, is the same in whatever order the adapters come. What
-is equivariant under rotations gives the same in any orthonormal basis, and there QR alone does it.
+is equivariant under rotations gives the same in any orthonormal basis, and there QR alone does it: by Cholesky
+where the columns are far enough from dependent that squaring their condition costs nothing that float32 would
+show, else by Householder's reflections.
 Panariello et al., Accurate and Efficient Low-Rank Model Merging in Core Space, arXiv:2509.17786.
 """
 
@@ -26,6 +28,10 @@ Back = Callable[[torch.Tensor], torch.Tensor]
 
 CLOSE = 1e-5
 """Singular values nearer than this (relatively) leave their vectors free to turn into one another."""
+
+
+CONDITION = 1e4
+"""Up to here QR goes by Cholesky: its basis is orthonormal to about eps κ², 2e-8 in float64."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ def core_of(pairs: Sequence[Pair | None], basis: Basis) -> Core:
     """
     held = [pair for pair in pairs if pair is not None]
     ranks = [0 if pair is None else int(pair[0].shape[0]) for pair in pairs]
-    columns = torch.cat([b.T.double() for _, b in held]).T  # by columns in memory, as LAPACK wants them
-    rows = torch.cat([a.double() for a, _ in held])
+    columns = torch.cat([b.T for _, b in held]).double().T  # by columns in memory, as LAPACK wants them
+    rows = torch.cat([a for a, _ in held]).double()
     if basis == "bound":
         lefts, left, values = _singular(columns)
         rights, right, others = _singular(rows.T)
@@ -106,9 +112,14 @@ def lift(
 
 
 def _orthonormal(stacked: torch.Tensor) -> tuple[torch.Tensor, Back]:
-    """Qᵀ S (k, R) of S (n, R), and the way back by its reflections; Q itself is never formed."""
+    """Qᵀ S (k, R) of S (n, R), and the way back to the vectors; Q itself is never formed."""
     if stacked.shape[1] == 0:
         return stacked.new_zeros(0, 0), lambda coordinates: stacked @ coordinates
+    root = _cholesky(stacked)
+    if root is not None:
+        upper, inverse = root
+        # Few rows times many columns in memory: three times as fast as the other way round.
+        return upper, lambda coordinates: ((inverse @ coordinates).T @ stacked.T).T
     size = min(stacked.shape)
     reflections, scales = torch.geqrf(stacked)
 
@@ -117,6 +128,25 @@ def _orthonormal(stacked: torch.Tensor) -> tuple[torch.Tensor, Back]:
         return torch.ormqr(reflections[:, :size], scales, whole)
 
     return reflections[:size].triu(), back
+
+
+def _cholesky(stacked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """R (R, R), upper triangular, and its inverse, of S = Q R with R = chol(Sᵀ S); None where the columns of
+    S, each at length 1, may be conditioned worse than CONDITION (κ ≤ ‖R‖ ‖R⁻¹‖ in Frobenius norms)."""
+    if stacked.shape[1] > stacked.shape[0]:
+        return None
+    gram = stacked.T @ stacked
+    lengths = gram.diagonal().sqrt()
+    if not bool((lengths > 0).all()):
+        return None
+    root, failed = torch.linalg.cholesky_ex(gram / lengths / lengths[:, None], upper=True)
+    if int(failed):
+        return None
+    unit_columns = torch.eye(len(root), dtype=root.dtype)
+    inverse = torch.linalg.solve_triangular(root, unit_columns, upper=True)
+    if not float(root.norm() * inverse.norm()) <= CONDITION:
+        return None
+    return root * lengths, inverse / lengths[:, None]
 
 
 def _singular(stacked: torch.Tensor) -> tuple[torch.Tensor, Back, torch.Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -136,7 +137,7 @@ def check_factors(inputs: Sequence[Adapter]) -> None:
                     f"{adapter.name}: the factors of {module} do not fit: A {tuple(a.shape)}, "
                     f"B {tuple(b.shape)}"
                 )
-            if not (bool(a.isfinite().all()) and bool(b.isfinite().all())):
+            if not (_finite(a) and _finite(b)):
                 raise InputError(f"{adapter.name}: the factors of {module} must be finite")
             shape = (int(b.shape[0]), int(a.shape[1]))
             known, other = shapes.setdefault(module, (shape, adapter.name))
@@ -146,6 +147,14 @@ def check_factors(inputs: Sequence[Adapter]) -> None:
                     f"{adapter.name} has {shape}",
                     fix="merge adapters of one base only",
                 )
+
+
+def _finite(factor: torch.Tensor) -> bool:
+    """In one pass and without a copy: the ends of the range are finite only where all is."""
+    if not factor.numel():
+        return True
+    low, high = torch.aminmax(factor)
+    return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
 def _notes(free: list[str], modules: int, settings: Settings) -> tuple[str, ...]:
