@@ -63,7 +63,7 @@ def check_verb(suite: str, training: tuple[str, ...], guard: str, store: str | N
 
     limit = _limit(guard)
     registry = open_store(store) if store is not None else None
-    found = check(_load(suite, store), training=training, limit=limit, store=registry)
+    found = check(_load(suite, store, shipped=True), training=training, limit=limit, store=registry)
     emit("suite check", as_json, found.to_dict(), lambda: _check_text(found))
     if not found.ok:
         raise click.exceptions.Exit(1)
@@ -117,6 +117,7 @@ def show_verb(suite: str, store: str | None, as_json: bool) -> None:
     """
     loaded = _load(suite, store)
     summary = loaded.skill_summary()
+    skills = f"{len(summary)} skill{'s' * (len(summary) != 1)}"
     metrics = {name: set[str]() for name in summary}
     for item in loaded.items:
         metrics[item.skill].add(loaded.metric_of(item).name)
@@ -138,7 +139,7 @@ def show_verb(suite: str, store: str | None, as_json: bool) -> None:
         },
         lambda: "\n".join(
             [
-                _wrapped(f"{loaded.name}: {len(loaded):,} items in {len(rows)} skills, {loaded.metric}"),
+                _wrapped(f"{loaded.name}: {len(loaded):,} items in {skills}, {loaded.metric}"),
                 loaded.digest,
                 "",
                 table(rows, ("SKILL", "ITEMS", "SPLIT", "METRIC")),
@@ -147,11 +148,14 @@ def show_verb(suite: str, store: str | None, as_json: bool) -> None:
     )
 
 
-def _load(suite: str, store: str | None) -> Suite:
-    """The suite; a file, a folder and what ships need no store."""
+def _load(suite: str, store: str | None, *, shipped: bool = False) -> Suite:
+    """The suite; a file, a folder and what ships need no store. `shipped`: the name of what ships means that
+    even where the store that is named has one like it."""
     from inlay.evals.suites import SHIPPED, Suite
 
-    if store is None and (suite in SHIPPED or Path(suite).exists() or suite.endswith(".jsonl")):
+    if suite in SHIPPED and (shipped or store is None):
+        return Suite.load(suite)
+    if Path(suite).exists() or suite.endswith(".jsonl"):
         return Suite.load(suite)
     return Suite.load(suite, store=open_store(store))
 

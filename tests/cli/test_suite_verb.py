@@ -88,6 +88,12 @@ def test_another_suite_of_the_name_is_told_with_the_store(
     ]
     code, out, _ = said(capsys, "suite", "ls")
     assert code == 0 and out.splitlines()[1].split()[0] == "good"
+    with Registry.open() as store:
+        keep_suite(store, Suite.load("bad.jsonl", name="general-v1"))
+    code, out, _ = said(capsys, "suite", "check", "general-v1", "--store", "adapters_store")
+    assert code == 0 and "has another digest" in out and "with 40 items" in " ".join(out.split())
+    code, out, _ = said(capsys, "suite", "show", "general-v1", "--store", "adapters_store")
+    assert code == 0 and "general-v1: 40 items in 1 skill," in out
 
 
 def test_show_needs_no_store_for_what_ships(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
