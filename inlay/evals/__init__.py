@@ -5,6 +5,9 @@
     contamination.py   items of a suite that stand in training data
     metrics/           how one answer is scored, one file a family
     statistics.py      paired statistics in plain Python: Tango, McNemar, Wilson, Holm
+    asking.py          from a suite to questions, and from what was said to outcomes
+    decoding.py        greedy, or sampled with a seed
+    partial.py         what an interrupted evaluation had found
     inference.py       the one place that turns prompts into tensors
     prompts.py         general prompts for staying near the base
     scoring.py         a model asked a suite
