@@ -6,9 +6,9 @@
 By QR and the decomposition of the small factor: O(R² (in + out)) with R = Σ r_t, and no dense product. The
 columns are ordered by singular value and each has its largest entry positive, so that the basis, and with it
 the result of a method that works element by element, is the same in whatever order the adapters come. What
-is equivariant under rotations gives the same in any orthonormal basis, and there QR alone does it: by Cholesky
-where the columns are far enough from dependent that squaring their condition costs nothing that float32 would
-show, else by Householder's reflections.
+is equivariant under rotations gives the same in any orthonormal basis, and there QR alone does it: by
+Cholesky where the columns are far enough from dependent that squaring their condition costs nothing that
+float32 would show, else by Householder's reflections.
 Panariello et al., Accurate and Efficient Low-Rank Model Merging in Core Space, arXiv:2509.17786.
 """
 

@@ -20,6 +20,7 @@ import torch
 from inlay.composer.factors import Adapter
 from inlay.composer.merging.core import CLOSE, Core, Pair, close_together, core_of, dense_of, lift, unit
 from inlay.composer.merging.methods import Settings
+from inlay.composer.merging.sums import summed
 from inlay.errors import InputError
 
 
@@ -92,6 +93,15 @@ def _module(
 ) -> tuple[torch.Tensor, torch.Tensor, float, bool]:
     """A, B, the error of the cut, and whether the result hangs on a basis that is one of many."""
     method = settings.method
+    if method.sums and settings.space == "core" and settings.rank is None and settings.energy is None:
+        scales = [1.0] * len(pairs) if method.weighted else weights
+        found = summed(
+            pairs, scales, settings, lambda deltas: _by(method.home, deltas, weights, settings, module)
+        )
+        if found is not None:
+            if not (_finite(found[0]) and _finite(found[1])):
+                raise _not_finite(method.name, module)
+            return *found, 0.0, False
     if settings.space == "core":
         core = core_of(pairs, method.basis)
     else:
@@ -106,8 +116,12 @@ def _module(
     else:
         result = _by(method.home, deltas, weights, settings, module)
     if not bool(result.isfinite().all()):
-        raise InputError(f"{method.name} gives no finite numbers for {module} with these weights")
+        raise _not_finite(method.name, module)
     return *lift(result, core.left, core.right, rank=settings.rank, energy=settings.energy), unsettled
+
+
+def _not_finite(method: str, module: str) -> InputError:
+    return InputError(f"{method} gives no finite numbers for {module} with these weights")
 
 
 def _by(

@@ -56,8 +56,9 @@ class Parameter:
 class Method:
     """One method. `most` None: any number of inputs. `weighted`: the weights are the method's own; otherwise
     a member's weight scales its delta before the method sees it. `random`: it draws, by the seed. `ordered`:
-    its inputs are not alike. `home`: the module whose `merged` computes it; "mergekit" runs the method of
-    that name there."""
+    its inputs are not alike. `sums`: it gives Σ c_t Δ_t, its coefficients "fixed" by the weights, or by them
+    and the deltas' lengths and "angles". `home`: the module whose `merged` computes it; "mergekit" runs the
+    method of that name there."""
 
     name: str
     paper: str
@@ -69,6 +70,7 @@ class Method:
     ordered: bool = False
     weighted: bool = True
     home: str = "mergekit"
+    sums: Literal["fixed", "angles"] | None = None
 
     @property
     def inputs(self) -> str:
@@ -88,8 +90,14 @@ _SCALE = Parameter("scale", float, 1.0)
 _T = Parameter("t", float, None, 0.0, 1.0)
 
 METHODS: tuple[Method, ...] = (
-    Method("linear", "https://arxiv.org/abs/2203.05482", (_NORMALIZE,), basis="free"),
-    Method("task_arithmetic", "https://arxiv.org/abs/2212.04089", (_NO_NORMALIZE, _LAMBDA), basis="free"),
+    Method("linear", "https://arxiv.org/abs/2203.05482", (_NORMALIZE,), basis="free", sums="fixed"),
+    Method(
+        "task_arithmetic",
+        "https://arxiv.org/abs/2212.04089",
+        (_NO_NORMALIZE, _LAMBDA),
+        basis="free",
+        sums="fixed",
+    ),
     Method("ties", "https://arxiv.org/abs/2306.01708", (_DENSITY, _NORMALIZE, _NO_RESCALE, _LAMBDA)),
     Method(
         "dare_linear",
@@ -137,14 +145,23 @@ METHODS: tuple[Method, ...] = (
         (Parameter("max_iter", int, 10, 1, 1000), Parameter("tol", float, 1e-5, 0.0)),
         basis="free",
         weighted=False,
+        sums="angles",
     ),
     Method(
         "multislerp",
         "https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
         (Parameter("normalize_weights", bool, True),),
         basis="free",
+        sums="angles",
     ),
-    Method("model_stock", "https://arxiv.org/abs/2403.19522", fewest=2, basis="free", weighted=False),
+    Method(
+        "model_stock",
+        "https://arxiv.org/abs/2403.19522",
+        fewest=2,
+        basis="free",
+        weighted=False,
+        sums="angles",
+    ),
     Method("ram", "https://arxiv.org/abs/2601.13572", (_RAM,), fewest=2, weighted=False),
     Method(
         "ramplus_tl",
@@ -162,6 +179,7 @@ METHODS: tuple[Method, ...] = (
         basis="free",
         ordered=True,
         weighted=False,
+        sums="angles",
     ),
     Method(
         "nuslerp",
@@ -169,6 +187,7 @@ METHODS: tuple[Method, ...] = (
         fewest=2,
         most=2,
         basis="free",
+        sums="angles",
     ),
     Method(
         "nearswap",
