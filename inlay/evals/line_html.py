@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from inlay.evals.forgetting import p_text, percent
 from inlay.evals.line_records import Change, Line, score_text
-from inlay.evals.line_text import FIGURES, TITLES, figure_text
+from inlay.evals.line_text import FIGURES, SENTENCES, TITLES, figure_text
 from inlay.evals.report_plots import heatmap
 from inlay.registry.printable import printable
 
@@ -30,6 +29,7 @@ def write_line(path: str | Path, line: Line) -> Path:
     environment.filters.update(printable=printable)
     page = environment.get_template("line.html").render(
         line=line,
+        sentences=line.sentences()[:SENTENCES],
         heatmaps=heatmaps(line),
         figures=[
             (name, [figure_text(each[key], signed=key in ("bwt", "fwt")) for key in FIGURES])
@@ -83,18 +83,19 @@ def _cell(line: Line, row: int, column: int) -> tuple[str, str]:
 
 def _fall(line: Line, change: Change) -> dict[str, Any]:
     """One row of the table of what was lost."""
-    column, unit = line.columns[change.column], 100.0 if line.columns[change.column].of_one else 1.0
-    scores: Sequence[float | None] = [line.scores[i][change.column] for i in (change.against, change.row)]
-    interval = "–"
-    if change.low is not None and change.high is not None:
-        interval = " to ".join(percent(x) if unit == 100.0 else f"{x:.3g}" for x in (change.low, change.high))
+    column = line.columns[change.column]
+    scores = [line.scores[i][change.column] for i in (change.against, change.row)]
+    said = [
+        "–" if x is None else percent(x) if column.of_one else f"{x:.3g}"
+        for x in (change.delta, change.low, change.high)
+    ]
     return {
         "label": column.label,
         "at": line.labels[change.row],
         "against": line.labels[change.against],
         "before": score_text(scores[0], column),
         "after": score_text(scores[1], column),
-        "interval": interval,
+        "change": f"{said[0]} [{said[1]},\u00a0{said[2]}]",
         "items": f"{change.worse} / {change.better}",
         "p": p_text(change.p_adjusted).removeprefix("= "),
     }

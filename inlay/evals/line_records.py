@@ -17,12 +17,15 @@ from inlay.evals.transfer import (
     forward_transfer,
 )
 
+MANY = 3
+"""So many columns lost at one version are counted in a sentence of their own."""
 GONE = ("retired", "purged")
 """States in which a version that was not scored never will be."""
 
 Role = Literal["target", "general", "protected", "beyond"]
 """`target`: to be learnt. `general`: held-out skills of the base. `protected`: skills whose prompts training
 may have seen. `beyond`: general skills of which the base itself answers less than `REACHED`."""
+NAMED: dict[Role, str] = {"target": "to be learnt", "general": "held out", "protected": "protected"}
 Against = Literal["before", "best"]
 
 
@@ -168,13 +171,22 @@ class Line:
         return tuple(first.values())
 
     def sentences(self) -> list[str]:
-        """What was learnt and what was lost, each with its version."""
+        """What was learnt and what was lost, each with its version; first, how much was lost at one where it
+        was much."""
         said = [self._sentence(change, "learnt at") for change in self.learnt]
+        for row, label in enumerate(self.labels):
+            roles = [self.columns[change.column].role for change in self.lost if change.row == row]
+            if len(roles) >= MANY:
+                totals = [column.role for column in self.columns]
+                counts = [
+                    f"{roles.count(role)} of {totals.count(role)} {name}"
+                    for role, name in NAMED.items()
+                    if role in roles
+                ]
+                said.append(f"At {label} fell by more than chance: {', '.join(counts)}.")
         for change in self.lost:
             said.append(self._sentence(change, "lost at" if change.kind == "before" else "worn down by"))
-        if not said and any(
-            self.step(row, j) for row in range(len(self.scores)) for j in range(len(self.columns))
-        ):
+        if not said and self._steps:
             said.append("No column changed by more than chance at any version.")
         return said
 

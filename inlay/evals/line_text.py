@@ -33,7 +33,8 @@ NAMES, SHORT = 26, 10
 """The most columns that a skill's name takes before a row, and above a column."""
 STRIP = 24
 """Up to so many rows the line is drawn as a strip of shades, a character a row."""
-COMMANDS = 6
+COMMANDS, SENTENCES = 6, 12
+"""So many are printed; --json and the page have all."""
 
 
 def print_line(line: Line, console: Console | None = None) -> None:
@@ -52,8 +53,11 @@ def line_rows(line: Line, width: int, *, ascii_only: bool = False) -> list[Text]
 
     count = len(line.subjects)
     lines = [Text(f"{printable(line.name)}: {count} version{'' if count == 1 else 's'}", "bold")]
-    for sentence in line.sentences():
+    sentences = line.sentences()
+    for sentence in sentences[:SENTENCES]:
         lines += [Text(x) for x in _wrapped(f"• {sentence}", width)]
+    if len(sentences) > SENTENCES:
+        lines.append(Text(f"  … and {len(sentences) - SENTENCES} more, marked in the tables"))
     for role, title in TITLES.items():
         columns = [j for j, column in enumerate(line.columns) if column.role == role]
         if columns:

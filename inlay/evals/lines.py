@@ -276,7 +276,7 @@ def _parts(
             of_one=_of_one(record, metric),
             higher_is_better=metric is None or metric.higher_is_better,
         )
-        if column.role == "general" and column.of_one and scores[0] is not None and scores[0] < REACHED:
+        if role == "general" and column.of_one and scores[0] is not None and scores[0] < REACHED:
             column = replace(column, role="beyond")
         shared = [None if item is None else item.cluster for item in (items[k] for k in places)]
         found.append(_Part(column, shared if any(shared) else (), cells, scores))

@@ -15,6 +15,7 @@ import inlay
 from inlay.cli import run
 from inlay.evals.line_html import ROWS, heatmaps, write_line
 from inlay.evals.lines import line
+from inlay.evals.statistics import tango_interval
 from inlay.evals.suites import Suite
 
 VERSIONS = [
@@ -72,6 +73,8 @@ def test_the_page(told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert page.count('src="data:image/svg+xml;base64,') == 2 == page.count("<img")
     assert not re.search(r"https?://|<script|@import|url\(", page)
     assert '<td class="fell">41 ▼</td>' in page and '<span class="state">yanked</span>' in page
+    low, high = (f"{100 * x:.1f}" for x in tango_interval(100, 56, 0))
+    assert f"<td>-56.0 [{low},\u00a0{high}]</td><td>56 / 0</td><td>&lt; 0.001</td>" in page
     assert "<code>inlay eval legal@v3 --suite general-v1</code>" in page
 
 
