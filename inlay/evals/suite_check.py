@@ -38,12 +38,12 @@ LONG_ANSWER = 3
 """Words from which an answer does not stand in its prompt by chance."""
 RARE = 0.05
 """Share of a skill's items up to which holding the answer is an exception."""
+NOT_WRITTEN = ("regex", "contains_not", "json_valid")
+"""Metrics whose `answer` is not what is to be written."""
 SHOWN = 5
 """Ids that a finding's text names."""
 
-_GIVEN_AWAY = re.compile(
-    r"\b(?:answer|solution|result|output|completion|label)\s*(?:is\b|[:=])\s*(.+)\Z", re.S | re.I
-)
+_NAMED = re.compile(r"\b(?:answer|solution|result|output|completion|label)\s*(?:is\b|[:=])", re.I)
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,15 @@ def check(
             f"a guard's limit must be over 0 and at most 0.4, got {limit:g}", fix="write five points as 0.05"
         )
     data = [t if isinstance(t, Training) else training_prompts(t) for t in training]
-    skills = _by_skill(suite)
+    skills = _by_skill(suite.items, suite.skills)
+    free = [item for item in suite.items if _free_form(suite, item)]
+    written = _by_skill(free, suite.skills)
     findings = [
         *_repeated(suite.items),
         *_contaminated(suite.items, data),
         *_mixed_skills(skills),
-        *_given_away(suite.items),
-        *_unusual_leaks(skills),
+        *_given_away(free),
+        *_unusual_leaks(written),
         *_silent(suite),
         *_few(skills),
         *_constant(skills),
@@ -181,15 +183,15 @@ def check(
         metric=suite.metric,
         n=len(suite),
         held_out=held_out,
-        skills=tuple(_figures(name, items) for name, items in skills.items()),
+        skills=tuple(_figures(name, items, written[name]) for name, items in skills.items()),
         findings=tuple(sorted(findings, key=lambda f: LEVELS.index(f.level))),
         power=None if suite.graded else _power(held_out, limit),
     )
 
 
-def _by_skill(suite: Suite) -> dict[str, list[Item]]:
-    skills: dict[str, list[Item]] = {name: [] for name in suite.skills}
-    for item in suite.items:
+def _by_skill(items: Iterable[Item], names: Iterable[str]) -> dict[str, list[Item]]:
+    skills: dict[str, list[Item]] = {name: [] for name in names}
+    for item in items:
         skills[item.skill].append(item)
     return skills
 
@@ -240,7 +242,7 @@ def _contaminated(items: Sequence[Item], data: Sequence[Training]) -> list[Findi
             "error",
             "{n:,} of {all:,} prompts stand in {source} but for case, spaces and punctuation",
         ),
-        "near": ("warning", "{n:,} of {all:,} prompts share {share:.0%} or more of their runs of eight words "
+        "near": ("warning", "{n:,} of {all:,} prompts share {share}% or more of their runs of eight words "
                  "with one row of {source}"),
     }  # fmt: skip
     for training in data:
@@ -250,7 +252,10 @@ def _contaminated(items: Sequence[Item], data: Sequence[Training]) -> list[Findi
         for degree, (level, message) in said.items():
             if found := degrees[degree]:
                 text = message.format(
-                    n=len(found), all=len(items), source=training.name, share=min(o.share for o in found)
+                    n=len(found),
+                    all=len(items),
+                    source=training.name,
+                    share=int(100 * min(o.share for o in found)),
                 )
                 where = tuple(f"{o.item} (line {o.line})" for o in found)
                 findings.append(Finding(level, f"in-training-{degree}", text, where))
@@ -269,9 +274,9 @@ def _mixed_skills(skills: Mapping[str, Sequence[Item]]) -> list[Finding]:
     ]
 
 
-def _free_form(item: Item) -> bool:
-    """Whether the answer is text to be written: not one of choices, no pattern, and nothing at all."""
-    return bool(item.answer) and not item.choices and item.metric not in {"regex", "regex/1", "json_valid"}
+def _free_form(suite: Suite, item: Item) -> bool:
+    """Whether the answer is text to be written: no pattern, nothing to be avoided, not one of choices."""
+    return bool(item.answer) and not item.choices and suite.metric_of(item).name not in NOT_WRITTEN
 
 
 def _in_prompt(item: Item) -> bool:
@@ -280,23 +285,23 @@ def _in_prompt(item: Item) -> bool:
     return bool(answer) and f" {answer} " in f" {normalised(item.text)} "
 
 
-def _given_away(items: Sequence[Item]) -> list[Finding]:
+def _given_away(free: Sequence[Item]) -> list[Finding]:
     leaks = []
-    for item in items:
-        named = _GIVEN_AWAY.search(item.text[-2 * len(item.answer) - 80 :]) if _free_form(item) else None
-        if named is not None and normalised(named.group(1)) == normalised(item.answer):
+    for item in free:
+        end, answer = item.text[-2 * len(item.answer) - 80 :], normalised(item.answer)
+        if any(normalised(end[named.end() :]) == answer for named in _NAMED.finditer(end)):
             leaks.append(item)
     return _some(("error", "leak", "the prompt ends in its answer", leaks))
 
 
-def _unusual_leaks(skills: Mapping[str, Sequence[Item]]) -> list[Finding]:
+def _unusual_leaks(free: Mapping[str, Sequence[Item]]) -> list[Finding]:
     unusual, usual = [], []
-    for name, items in skills.items():
-        free = [item for item in items if _free_form(item) and len(item.answer.split()) >= LONG_ANSWER]
-        held = [item for item in free if item.answer.strip() in item.text]
-        if len(held) <= RARE * len(free):
+    for name, items in free.items():
+        long = [item for item in items if len(item.answer.split()) >= LONG_ANSWER]
+        held = [item for item in long if item.answer.strip() in item.text]
+        if len(held) <= RARE * len(long):
             unusual += held
-        elif 2 * len(held) > len(free):
+        elif 2 * len(held) > len(long):
             usual.append(name)
     text = "the answer stands in the prompt, unlike others of its skill"
     found = _some(("warning", "answer-in-prompt", text, unusual))
@@ -389,10 +394,9 @@ def _other_digest(suite: Suite, store: SuiteStore | None) -> list[Finding]:
     return [Finding("warning", "other-digest", text)]
 
 
-def _figures(name: str, items: Sequence[Item]) -> SkillFigures:
+def _figures(name: str, items: Sequence[Item], free: Sequence[Item]) -> SkillFigures:
     answer, count = _commonest(items)
     splits = {item.held_out for item in items}
-    free = [item for item in items if _free_form(item)]
     return SkillFigures(
         name=name,
         split="both" if len(splits) > 1 else "held_out" if True in splits else "protected",

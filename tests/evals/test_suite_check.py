@@ -88,9 +88,10 @@ def test_a_prompt_that_ends_in_its_answer_is_a_leak() -> None:
         Item("c", "Is it wet? Answer yes or no.", "no"),
         Item("d", "Repeat these words: red fox", "red fox"),
         Item("e", "Q: 1 + 1? Answer: 2\nQ: 2 + 2?", "2"),
+        Item("f", "Q: 1 + 1? Answer: 2\nQ: 2 + 2? Answer: 4", "4"),
     ]
     found = checked(items)
-    assert kinds(found) == {"leak": ("a", "b")} and not found.ok
+    assert kinds(found) == {"leak": ("a", "b", "f")} and not found.ok
 
 
 def test_copying_is_no_leak_and_an_exception_is_worth_a_look() -> None:
@@ -104,6 +105,14 @@ def test_copying_is_no_leak_and_an_exception_is_worth_a_look() -> None:
     odd = [Item(f"o{n}", f"Reverse: {n} b c", f"c b {n}", skill="reverse") for n in range(40)]
     found = checked([*odd[:-1], Item("odd", "Reverse a b a", "a b a", skill="reverse")])
     assert kinds(found) == {"answer-in-prompt": ("odd",)} and found.ok
+
+
+def test_patterns_and_words_to_avoid_are_no_answers_that_leak() -> None:
+    items = [Item(f"p{n}", f"Write {n} b c. Answer: {n}", f"{n}") for n in range(40)]
+    assert checked(items, "regex").findings == ()
+    avoid = [Item("a", "Do not say: red big fox", "red big fox", metric="contains_not")]
+    assert checked([*sound(), *avoid]).findings == ()
+    assert len(kinds(checked(items))["leak"]) == 40
 
 
 def test_items_in_training_data(tmp_path: Path) -> None:
