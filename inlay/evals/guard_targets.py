@@ -13,6 +13,7 @@ from inlay.evals.guard_figures import (
     figure_of,
     figures_of,
     higher_is_better,
+    is_graded,
     points,
     span,
     too_few,
@@ -89,12 +90,17 @@ def _rigidity(entry: Evidence, limit: float) -> dict[str, Any]:
     if absent is not None:
         return absent
     assert entry.candidate is not None
+    if is_graded(entry.candidate):
+        reason = (
+            f"not enough evidence: `rigidity` is about right-or-wrong answers, and {entry.suite} is graded"
+        )
+        return check("rigidity", entry.suite, False, reason)
     form = entry.perturbed
     if form is None or form.record is None:
         name = form.suite if form is not None else entry.suite + RIGID
         reason = (
             f"not enough evidence: {entry.subject or 'the candidate'} has no score on {name}; run `inlay "
-            f"forget {entry.subject or 'REF'} --target {entry.suite} --rigidity`"
+            f"forget {entry.subject or 'REF'} --eval {entry.suite} --rigidity`"
         )
         return check("rigidity", entry.suite, False, reason)
     clean = [entry.candidate.outcomes[source] for source in form.sources]

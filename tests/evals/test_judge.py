@@ -287,7 +287,7 @@ def test_rigidity_pairs_clean_and_perturbed_by_source() -> None:
     unknown = replace(target(400, 300), perturbed=Perturbed("acme-support--rigid"))
     assert judge(RIGIDITY, [unknown]).reasons == [
         "not enough evidence: acme@v2 has no score on acme-support--rigid; run `inlay forget acme@v2 "
-        "--target acme-support --rigidity`"
+        "--eval acme-support --rigidity`"
     ]
     assert not judge(RIGIDITY, [target(400, 300)]).passed
 
@@ -399,6 +399,9 @@ def test_graded_targets_are_judged_in_their_unit_and_direction() -> None:
     )
     assert not judge(guard, [graded(better, base, "bits_per_byte/1")]).passed
     assert not judge(guard, [graded(base, better, "token_f1/1")]).passed  # there, less is worse
+    loose = Guard(rigidity=0.5, suites={"target": ("wiki",)})
+    said = judge(loose, [graded(base, better, "bits_per_byte/1")]).reasons[0]
+    assert "`rigidity` is about right-or-wrong answers, and wiki is graded" in said
     few = judge(guard, [graded(base[:1], better[:1], "bits_per_byte/1")])
     assert "n=1 items of wiki" in few.reasons[0] and few.checks[0]["bound"] is None
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from registry_fakes import put_suite, score, snapshot
 
-from inlay.errors import InputError
+from inlay.errors import GuardRefused, InputError
+from inlay.evals.guards import judge
 from inlay.registry import Evidence, Guard, Registry, Verdict, digest_of
 
 TARGET = {"target": ["legal-suite"]}
@@ -31,9 +32,9 @@ class Seen:
 def seen(three: Registry, monkeypatch: pytest.MonkeyPatch) -> Seen:
     put_suite(three, "general")
     put_suite(three, "legal-suite", held_out=False)
-    judge = Seen()
-    monkeypatch.setattr(Registry, "judge", judge)
-    return judge
+    watching = Seen()
+    monkeypatch.setattr(Registry, "judge", watching)
+    return watching
 
 
 def put_rows(registry: Registry, name: str, rows: list[dict[str, Any]]) -> str:
@@ -191,3 +192,46 @@ def test_bad_wider_guards_are_refused(guard: Any, said: str, three: Registry, se
     with pytest.raises(InputError, match=said):
         three.set_guard("legal@prod", guard)
     assert snapshot(three) == before
+
+
+def test_a_promotion_is_judged_by_all_of_them_and_keeps_what_by(
+    three: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Registry, "judge", judge)
+    put_suite(three, "general", n=400)
+    put_suite(three, "legal-suite", n=100)
+    put_rows(three, "legal-suite--rigid", rigid_rows(100))
+    lock = three.lock("acme", {"stack": ["legal@v1", "style@v1"]})
+    three.set_guard("acme@prod", {**WIDE, "skill": 0.1, "forget": 0.05, "gain": 0.5, "rigidity": 0.2})
+    right = {"base": 10, lock.ref: 90, "legal@v1": 92, "style@v1": 12}
+    evals = {ref: score(three, ref, "legal-suite", first(many, 100)) for ref, many in right.items()}
+    for ref in ("base", lock.ref):
+        score(three, ref, "general", first(390, 400))
+    rigid = score(three, lock.ref, "legal-suite--rigid", tuple(k // 2 < 60 for k in range(200)))
+    times = {
+        "base_weights": lock.base.weights,
+        "extra_time": {"estimate": 0.1, "upper": 0.2},
+        "device": "cpu",
+    }
+    digest = three.put_report(lock.ref, "overhead", times)
+    with pytest.raises(
+        GuardRefused, match=r"loses 30\.0 points on legal-suite where it is asked less neatly"
+    ):
+        three.promote(lock.ref, "prod")
+    kept = three.journal("acme")[0].verdict
+    assert kept is not None
+    checks = {check["check"]: check for check in kept["checks"]}
+    assert sorted(checks) == ["forget", "gain", "overhead", "regress", "retention", "rigidity", "skill"]
+    assert [name for name, check in checks.items() if not check["passed"]] == ["rigidity"]
+    assert checks["rigidity"]["evidence"]["perturbed"] == rigid.key
+    assert checks["overhead"]["evidence"] == {"report": digest}
+    members = [check for check in kept["checks"] if check["check"] == "retention"]
+    assert [check.get("member_eval") for check in members] == [evals["legal@v1"].key, None]
+    assert "style@v1 is not shown to gain" in members[1]["reason"]
+    three.set_guard("acme@prod", {**WIDE, "skill": 0.1, "gain": 0.5, "rigidity": 0.4})
+    event = three.promote(lock.ref, "prod")
+    assert event.verdict is not None and event.verdict["passed"]
+
+
+def first(right: int, n: int) -> tuple[bool, ...]:
+    return tuple(k < right for k in range(n))
