@@ -4,7 +4,9 @@
     suite_check.py     what is wrong with a suite, and what a guard can tell with it
     contamination.py   items of a suite that stand in training data
     metrics/           how one answer is scored, one file a family
-    statistics.py      paired statistics in plain Python: Tango, McNemar, Wilson, Holm
+    statistics.py      paired statistics in plain Python: Tango, McNemar, Wilson, Holm; clusters
+    means.py           the same for graded metrics
+    student.py         Student's t
     asking.py          from a suite to questions, and from what was said to outcomes
     decoding.py        greedy, or sampled with a seed
     partial.py         what an interrupted evaluation had found
@@ -30,6 +32,9 @@
     line_html.py       and as one page
     transfer.py        average accuracy, BWT, FWT and the forgetting measure
     guards.py          a guard's thresholds against evidence
+    guard_general.py   what is asked of general suites: all held-out skills, and each
+    guard_targets.py   of target suites: gain, regress, rigidity, retention
+    guard_figures.py   what these checks share
     perturbing.py      the same questions with typos, other case, spaces and wordings
     rigidity.py        what a model loses by them, beside its base
     overhead.py        what composing costs in time, in pairs
