@@ -257,7 +257,8 @@ def _contaminated(items: Sequence[Item], data: Sequence[Training]) -> list[Findi
                     source=training.name,
                     share=int(100 * min(o.share for o in found)),
                 )
-                where = tuple(f"{o.item} (line {o.line})" for o in found)
+                share = ", {:d}%" if degree == "near" else ""
+                where = tuple(f"{o.item} (line {o.line}{share.format(int(100 * o.share))})" for o in found)
                 findings.append(Finding(level, f"in-training-{degree}", text, where))
     return findings
 

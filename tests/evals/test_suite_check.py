@@ -136,7 +136,7 @@ def test_items_in_training_data(tmp_path: Path) -> None:
     assert kinds(found) == {
         "in-training-same": ("i0 (line 1)", "i4 (line 5)"),
         "in-training-normalised": ("i1 (line 2)",),
-        "in-training-near": ("i2 (line 3)",),
+        "in-training-near": ("i2 (line 3, 85%)",),
     }
     assert [f.level for f in found.findings] == ["error", "error", "warning"]
     # 14 words make 7 runs of eight, of which all but the last stand in the row
