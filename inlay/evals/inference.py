@@ -354,7 +354,7 @@ class Chat:
         verdicts = [False] * len(prompts)
         done = 0
         for rows, hidden, targets, counts in self._states([pairs[i] for i in plain], plain):
-            right = []
+            right: list[bool] = []
             for piece, wanted in zip(*self._pieces(hidden, targets), strict=True):
                 highest, ids = self.head(piece).max(-1)
                 self._refuse_not_finite(highest, rows, counts, before=len(right))

@@ -10,11 +10,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from inlay.registry.canonical import digest_of_json
+
+
+KEPT_DAYS = 30
+"""An evaluation that nobody went on with for so long is given up."""
 
 
 class Partial:
@@ -24,6 +29,7 @@ class Partial:
     def __init__(self, folder: Path, key: Any) -> None:
         self.path = folder / f"{digest_of_json(key).partition(':')[2]}.jsonl"
         self.held = _read(self.path)
+        _forget_old(folder)
 
     def add(self, found: Mapping[int, Any]) -> None:
         """Append answers, and hand them to the system before going on."""
@@ -38,6 +44,13 @@ class Partial:
         """The answers are kept elsewhere now."""
         with contextlib.suppress(OSError):
             self.path.unlink()
+
+
+def _forget_old(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for path in folder.glob("*.jsonl"):
+            if path.stat().st_mtime < time.time() - KEPT_DAYS * 86_400:
+                path.unlink(missing_ok=True)
 
 
 def _digest(text: str) -> str:

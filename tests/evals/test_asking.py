@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +129,16 @@ def test_a_cache_that_cannot_be_written_costs_only_the_resuming(tmp_path: Path) 
     partial = Partial(tmp_path / "file" / "partial", "key")
     assert evaluate_model(right_but(8, {}), suite_of(8), partial=partial).score == 1.0
     partial.finish()
+
+
+def test_what_nobody_went_on_with_is_given_up(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        Partial(tmp_path, name).add({0: True})
+    old, new = Partial(tmp_path, "old").path, Partial(tmp_path, "new").path
+    month = time.time() - 31 * 86_400
+    os.utime(old, (month, month))
+    Partial(tmp_path, "another")
+    assert new.exists() and not old.exists()
 
 
 def test_scored_resumes_by_itself_and_leaves_nothing(store: Registry) -> None:
