@@ -77,6 +77,7 @@ class Choir:
         self.model = model
         self.expected: list[Voice] = []
         """Voices that will be asked the same next; they are asked together."""
+        self._width = TOGETHER
         self._slots = slots
         self._needed = list(dict.fromkeys(digest for voice in voices for digest, _, _ in voice.terms))
         self._extra: list[int] = []
@@ -126,8 +127,18 @@ class Choir:
         key = json.dumps([what, prompts, answers, dict(how)], sort_keys=True, default=str)
         if (voice, key) not in self._said:
             others = [v for v in self.expected if v != voice and (v, key) not in self._said]
-            group = [voice, *others[: TOGETHER - 1]]
-            for one, said in zip(group, self._ask(group, what, prompts, answers, progress, how), strict=True):
+            group = [voice, *others[: self._width - 1]]
+            try:
+                found = self._ask(group, what, prompts, answers, progress, how)
+            except PromptError:
+                raise
+            except InputError:
+                if len(group) == 1:
+                    raise
+                # Some layers (experts of a mixture) see tokens without their rows, and take one gate for all.
+                self._width, group = 1, [voice]
+                found = self._ask(group, what, prompts, answers, progress, how)
+            for one, said in zip(group, found, strict=True):
                 self._said[one, key] = said
         return self._said.pop((voice, key))
 

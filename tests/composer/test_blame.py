@@ -9,9 +9,11 @@ import pytest
 import torch
 from composer_fakes import write_lora
 
+from inlay.builtin.skills import split_skills
 from inlay.composer import blame, compose, lock, make_plan
 from inlay.composer.bank import Bank
 from inlay.composer.removal import alone, members_of, name_of, without
+from inlay.composer.voices import Choir
 from inlay.errors import InputError
 from inlay.evals import Suite
 from inlay.evals.blame import BlameReport
@@ -27,14 +29,10 @@ SLIPS = [
 
 @pytest.fixture(scope="module")
 def general() -> Suite:
-    """A few items of each skill that the base is good at."""
-    return sampled(Suite.load("general-v1"), each=2)
-
-
-def sampled(suite: Suite, *, each: int) -> Suite:
-    kept: dict[str, list[Any]] = {}
-    for item in suite.items:
-        if suite.metric_of(item).key == "exact_match/1" and len(kept.setdefault(item.skill, [])) < each:
+    """A few items of each held-out skill that the base was taught."""
+    kept: dict[str, list[Any]] = {skill: [] for skill in split_skills()[1]}
+    for item in Suite.load("general-v1").items:
+        if len(kept.get(item.skill, [None] * 3)) < 3:
             kept[item.skill].append(item)
     return Suite("sampled", tuple(item for items in kept.values() for item in items))
 
@@ -219,8 +217,6 @@ def test_what_was_heard_is_remembered_and_interruption_loses_little(
 
     try:
         with monkeypatch.context() as patch:
-            from inlay.composer.voices import Choir
-
             ask = Choir._ask
             patch.setattr(Choir, "_ask", lambda self, *given: (stop(), ask(self, *given))[1])
             with pytest.raises(KeyboardInterrupt):
@@ -240,6 +236,29 @@ def test_what_was_heard_is_remembered_and_interruption_loses_little(
         }
     finally:
         model.detach()
+
+
+def test_a_base_that_takes_one_gate_for_all_rows_is_asked_voice_by_voice(
+    filled: Registry, base: Base, general: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    filled.lock("acme", {"stack": [{"use": f"{name}@v1", "weight": 0.7} for name in NAMES]})
+    model = compose("acme@v1", store=filled, base=base)
+    try:
+        together = blame(model, general=[general])
+        monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "empty"))
+        held_at = Choir._held_at
+
+        def one_gate(self: Choir, voices: Any, ids: Any) -> Any:
+            if len(set(voices)) > 1:
+                raise InputError("a gate for each row needs inputs (rows, length, in)")
+            return held_at(self, voices, ids)
+
+        monkeypatch.setattr(Choir, "_held_at", one_gate)
+        apart = blame(model, general=[general])
+    finally:
+        model.detach()
+    assert apart.passes == 6, "all but the base and the whole, which the registry has"
+    assert apart.members == together.members
 
 
 def test_members_below_nested_nodes(filled: Registry, base: Base, general: Suite) -> None:
