@@ -17,7 +17,6 @@ from typing import Any
 
 from inlay.registry.canonical import digest_of_json
 
-
 KEPT_DAYS = 30
 """An evaluation that nobody went on with for so long is given up."""
 

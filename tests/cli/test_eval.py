@@ -113,8 +113,6 @@ def test_what_is_wrong_is_said_in_one_line(work: Path, capsys: pytest.CaptureFix
     similar = write(work / "similar.jsonl", {"suite": {"metric": "similarity"}}, *ROWS)
     code, _, err = said(capsys, "eval", "legal@v1", "--suite", similar)
     assert code == 2 and "--embedding" in err
-    found = scored(capsys, "--suite", similar, "--embedding", str(base_path()))
-    assert found["score"] > 0.9 and found["protocol"]["embedding"]["weights"].startswith("sha256:")
 
 
 def test_a_suite_that_gives_its_answers_away_or_changed_is_remarked_on(
