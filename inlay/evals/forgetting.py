@@ -156,6 +156,18 @@ class ForgettingReport:
         return {level: tuple(k for k, v in parts.items() if v) for level, parts in measured.items()}
 
     @property
+    def methods(self) -> dict[str, Any]:
+        """How interval and bound of each figure were found, in words."""
+        rows = {"skills": self.skills, "slices": self.slices}
+        return {
+            "held_out": self.held_out.method,
+            "protected": self.protected.method,
+            **{name: {row.name: row.counts.method for row in found} for name, found in rows.items()},
+            "targets": {row.suite: row.counts.method for row in self.targets},
+            "graded": {row.suite: row.means.method for row in self.graded},
+        }
+
+    @property
     def verdict(self) -> str:
         """One sentence about held-out skills."""
         counts = self.held_out
@@ -191,6 +203,7 @@ class ForgettingReport:
             "created": self.created,
             "verdict": self.verdict,
             "lost": {"estimate": self.lost, "low": low, "high": high, "upper_bound": self.upper},
+            "methods": self.methods,
             "held_out": asdict(self.held_out),
             "protected": asdict(self.protected),
             "skills": [asdict(skill) for skill in self.skills],

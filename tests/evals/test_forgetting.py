@@ -151,6 +151,9 @@ def test_clusters_decide_the_verdict() -> None:
     assert "n=200 (50 clusters, worth 49 items), p = 0.125" in whole.verdict
     again = ForgettingReport.from_dict(json.loads(json.dumps(whole.to_dict())))
     assert again == whole
+    methods = whole.to_dict()["methods"]
+    assert methods["held_out"] == "Tango's score interval; 200 items in 50 clusters count as 49"
+    assert set(methods["skills"]) == {"skill0", "skill1", "skill2", "skill3"}
 
 
 def test_slices_stand_beside_skills_and_are_adjusted_apart() -> None:
