@@ -6,7 +6,7 @@ variant just composed) alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,7 +224,6 @@ def measure(
     with typos and the like, `RIGID_SOURCES` items of each. `overhead`: both are also timed on the probe's
     prompts. `weights`: what was found at the weights level, kept in the report.
     """
-
     given = rigidity if isinstance(rigidity, Given) else Given()
     unknown = sorted(given.variants.keys() - {i.id for suite in (*general, *target) for i in suite.items})
     if unknown:
@@ -243,7 +242,7 @@ def measure(
     report = replace(report, alarm=loaded.alarm, weights=weights)
     if rigidity is not False:
         roles = [("general", pair) for pair in pairs] + [("target", pair) for pair in targets]
-        report = replace(report, rigidity=_rigidity(roles, given, both))
+        report = replace(report, rigidity=_rigidity(roles, given, report.unreached, both))
     if overhead:
         times = measure_overhead(
             base, model, probe_prompts(general), subject=label, base_weights=model.fingerprint.weights
@@ -259,15 +258,19 @@ def measure(
 def _rigidity(
     measured: Sequence[tuple[str, tuple[EvalResult, EvalResult]]],
     given: Given,
+    unreached: Collection[str],
     both: Callable[[Suite], tuple[EvalResult, EvalResult]],
 ) -> dict[str, Any] | None:
-    """The right-or-wrong suites asked again less neatly; None where all are graded."""
-    exact = [(role, before, after) for role, (before, after) in measured if not after.suite.graded]
+    """The right-or-wrong suites asked again less neatly, general ones without the skills that the base has
+    not got; None where nothing is left."""
     parts = []
-    for role, before, after in exact:
-        mine = {item.id: given.variants[item.id] for item in after.suite.items if item.id in given.variants}
-        source = sample(after.suite, RIGID_SOURCES, always=mine.keys())
-        parts.append(
-            Measured(role, before, after, *both(perturbed(source, given=replace(given, variants=mine))))
-        )
+    for role, (before, after) in measured:
+        suite = after.suite
+        items = tuple(i for i in suite.items if role == "target" or i.skill not in unreached)
+        if suite.graded or not items:
+            continue
+        mine = {item.id: given.variants[item.id] for item in items if item.id in given.variants}
+        source = sample(replace(suite, items=items), RIGID_SOURCES, always=mine.keys())
+        noisy = perturbed(source, given=replace(given, variants=mine))
+        parts.append(Measured(role, before, after, *both(noisy)))
     return rigidity_of(parts).to_dict() if parts else None

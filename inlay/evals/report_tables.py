@@ -53,7 +53,8 @@ def sentences(report: ForgettingReport) -> list[str]:
     if report.unreached:
         names = ", ".join(report.unreached)
         said.append(
-            f"Not skills of this base, which answers under a tenth of them, and not counted: {names}."
+            "Not skills of this base, which answers under a tenth of them beyond guessing, and not counted: "
+            f"{names}."
         )
     if report.drift is not None:
         drift = report.drift
@@ -144,7 +145,12 @@ def _skills(title: str, skills: Sequence[Skill] | Sequence[Slice]) -> Table:
             ("p", 2),
         ),
         tuple(rows),
-        "° protected: training may have seen its prompts. p is adjusted over the rows (Holm).",
+        (
+            ""
+            if all(skill.held_out for skill in skills)
+            else "° protected: training may have seen its prompts. "
+        )
+        + "p is adjusted over the rows (Holm).",
     )
 
 

@@ -57,6 +57,8 @@ def _print_table(table: Table, console: Console) -> None:
         grid.add_row(*[Text(row[place]) for place in kept])
     console.print(Text(table.title, style="bold"))
     console.print(grid)
+    if table.note:
+        console.print(Text(printable(table.note), style="dim"))
     left = [column.head for place, column in enumerate(table.columns) if place not in kept]
     if left:
         console.print(Text(f"Not shown for want of room: {', '.join(left)}.", style="dim"))
@@ -74,7 +76,9 @@ def _fitting(table: Table, rows: Sequence[Sequence[str]], width: int) -> tuple[l
     kept = list(range(len(heads)))
     # The least important first, of several the last.
     for place in sorted(kept[1:], key=lambda k: (-table.columns[k].rank, -k)):
-        if sum(widths[k] + GAP for k in kept[1:]) + min(name, LEAST) <= width:
+        # A name is folded before a column of rank 2 goes, and not for one of rank 3.
+        wanted = name if table.columns[place].rank > 2 else min(name, LEAST)
+        if sum(widths[k] + GAP for k in kept[1:]) + wanted <= width:
             break
         kept.remove(place)
     room = width - sum(widths[k] + GAP for k in kept[1:])
