@@ -1,4 +1,4 @@
-"""Sums by their coefficients, and QR by Cholesky, against the dense float64 deltas, where both are hardest."""
+"""Sums by their coefficients, QR by Cholesky: against the dense float64 deltas, where both are hardest."""
 
 from __future__ import annotations
 
