@@ -158,11 +158,11 @@ class ForgettingReport:
     @property
     def methods(self) -> dict[str, Any]:
         """How interval and bound of each figure were found, in words."""
-        rows = {"skills": self.skills, "slices": self.slices}
         return {
             "held_out": self.held_out.method,
             "protected": self.protected.method,
-            **{name: {row.name: row.counts.method for row in found} for name, found in rows.items()},
+            "skills": {row.name: row.counts.method for row in self.skills},
+            "slices": {row.name: row.counts.method for row in self.slices},
             "targets": {row.suite: row.counts.method for row in self.targets},
             "graded": {row.suite: row.means.method for row in self.graded},
         }
