@@ -18,7 +18,13 @@ PAGE = 500
 
 @click.command("log")
 @click.argument("name", required=False)
-@click.option("--limit", type=click.IntRange(1), default=30, show_default=True, help="Rows shown.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=30,
+    show_default=True,
+    help="Rows shown; with --skills, versions.",
+)
 @click.option(
     "--before", type=click.IntRange(1), metavar="SEQ", help="Only rows older than number SEQ: the next page."
 )
@@ -76,7 +82,7 @@ def log_verb(
             emit("log", as_json, {"name": name, "markdown": text}, text.rstrip("\n"))
             return
         if skills:
-            _skills(registry, str(name), suites, html, as_json)
+            _skills(registry, str(name), suites, html, limit, as_json)
             return
         events, more = _page(registry, name, limit, before, verbs)
     if more:
@@ -121,10 +127,12 @@ def _refuse_skills(
         )
 
 
-def _skills(registry: Registry, name: str, suites: tuple[str, ...], html: str | None, as_json: bool) -> None:
+def _skills(
+    registry: Registry, name: str, suites: tuple[str, ...], html: str | None, limit: int, as_json: bool
+) -> None:
     from inlay.evals.lines import line
 
-    found = line(registry, name, list(suites) or None)
+    found = line(registry, name, list(suites) or None, last=limit)
     if html is not None:
         from inlay.evals.line_html import write_line
 

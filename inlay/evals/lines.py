@@ -35,8 +35,10 @@ def line(
     suite: str | Sequence[str] | None = None,
     *,
     by: Literal["skill", "suite"] = "skill",
+    last: int | None = None,
 ) -> Line:
-    """The line of all versions (or locks) of `name`, or of the references in `name` in their order.
+    """The line of all versions (or locks) of `name`, or of the references in `name` in their order; of the
+    `last` ones only, where that is given.
 
     Columns are the skills of every suite that one of them was scored on, or of those named by `suite` (names
     or digests); with `by="suite"` whole suites. A target suite is learnt at the first row whose training
@@ -45,7 +47,7 @@ def line(
     which nothing was scored.
     """
     notes: list[str] = []
-    things = _things(store, name, notes)
+    things = _things(store, name, last, notes)
     records = [store.evals(thing.digest) for thing in things]
     wanted = None if suite is None else [suite] if isinstance(suite, str) else list(suite)
     suites = _suites(records, wanted)
@@ -101,13 +103,18 @@ class _Part:
     scores: Sequence[float | None]
 
 
-def _things(store: Registry, name: str | Sequence[str], notes: list[str]) -> list[Version | Lock]:
+def _things(
+    store: Registry, name: str | Sequence[str], last: int | None, notes: list[str]
+) -> list[Version | Lock]:
     """The rows, oldest first: those on the newest one's base."""
     if isinstance(name, str):
         listed = store.locks if store.about(name).kind == "variant" else store.versions
-        things: list[Version | Lock] = list(reversed(listed(name)))
+        things: list[Version | Lock] = list(reversed(listed(name, limit=None if last is None else last + 1)))
     else:
         things = [store.resolve(ref) for ref in name]
+    if last is not None and len(things) > last:
+        things = things[-last:]
+        notes.append(f"Versions before {things[0].ref} are not looked at; --limit takes more of them.")
     if not things:
         raise InputError("a line needs at least one version, and none was named")
     newest = things[-1]

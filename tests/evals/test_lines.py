@@ -284,6 +284,14 @@ def test_graded_metrics_are_tested_and_keep_their_unit(tmp_path: Path) -> None:
         plain_json(found.to_dict())
 
 
+def test_the_last_few_are_a_line_of_their_own(told: Registry) -> None:
+    found = line(told, "legal", last=2)
+    assert found.labels == ("base", "v3", "v4") and len(found.scores) == 3
+    assert found.scores[1:] == line(told, "legal").scores[3:]
+    assert found.notes == ("Versions before legal@v3 are not looked at; --limit takes more of them.",)
+    assert line(told, "legal", last=4) == line(told, "legal")
+
+
 def test_bad_input(told: Registry) -> None:
     with pytest.raises(ReferenceNotFound):
         line(told, "leagl")
