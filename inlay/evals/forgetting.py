@@ -161,8 +161,8 @@ class ForgettingReport:
         return {
             "held_out": self.held_out.method,
             "protected": self.protected.method,
-            "skills": {row.name: row.counts.method for row in self.skills},
-            "slices": {row.name: row.counts.method for row in self.slices},
+            "skills": {_row_name(row): row.counts.method for row in self.skills},
+            "slices": {_row_name(row): row.counts.method for row in self.slices},
             "targets": {row.suite: row.counts.method for row in self.targets},
             "graded": {row.suite: row.means.method for row in self.graded},
         }
@@ -420,6 +420,11 @@ def uninformative(plain: ForgettingReport | Paired, *, below: float = UNINFORMAT
         f"The comparison is uninformative: plain LoRA loses {percent(counts.loss)} points here (lower bound "
         f"{percent(counts.loss_lower)}, under {percent(below)}), so there is little forgetting to prevent."
     )
+
+
+def _row_name(row: Skill | Slice) -> str:
+    """Its name; a skill or slice may have items of both splits."""
+    return row.name if row.held_out else f"{row.name} (protected)"
 
 
 def _worth(counts: Paired) -> str:

@@ -153,7 +153,8 @@ def test_clusters_decide_the_verdict() -> None:
     assert again == whole
     methods = whole.to_dict()["methods"]
     assert methods["held_out"] == "Tango's score interval; 200 items in 50 clusters count as 49"
-    assert set(methods["skills"]) == {"skill0", "skill1", "skill2", "skill3"}
+    assert set(methods["skills"]) == {"skill1", "skill3", "skill0 (protected)", "skill2 (protected)"}
+    assert set(methods["slices"]) == {"long", "short", "long (protected)", "short (protected)"}
 
 
 def test_slices_stand_beside_skills_and_are_adjusted_apart() -> None:
