@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 KINDS = ("random", "top")
 SEEDS = (0, 1)
 RANK = 4
-WEIGHTS = tuple(2.0 ** (k / 4) for k in range(-28, 6))
-"""What a delta is multiplied with; at 1 its norm in each module is that of the module's weight. The steps are
-small, since the threshold lies between two of them."""
+WEIGHTS = tuple(2.0 ** (k / 2) for k in range(-14, 3))
+"""What a delta is multiplied with; at 1 its norm in each module is that of the module's weight."""
 ENOUGH = 0.06
 """Disagreement beyond which nobody needs to be told that something is lost; the study's harmful models that
 drifted least lie far below."""

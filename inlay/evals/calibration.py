@@ -66,38 +66,51 @@ class Calibration:
                 f"{100 * HARM:.0f} points, and there are {self.harmful}",
                 fix="measure a general suite with more held-out items, so that losses show",
             )
+        if self.least == 0.0:
+            raise InputError(
+                "a model that agrees with its base everywhere on the probe has lost more than "
+                f"{100 * HARM:.0f} points, so drift on this probe tells nothing",
+                fix="take a general suite with more held-out skills",
+            )
 
     @property
     def harmful(self) -> int:
         return sum(k.harmful for k in self.known)
 
     @property
-    def threshold(self) -> float:
-        """The largest value at which every harmful model alarms: the least drift among them."""
+    def least(self) -> float:
+        """The least drift of a harmful model."""
         return min(getattr(k.drift, SIGNAL) for k in self.known if k.harmful)
 
     @property
+    def threshold(self) -> float:
+        """Drift above this alarms: the largest of a model that is not harmful and drifted less than all that
+        are. What lies between it and `least` is unknown, and alarms as well."""
+        quiet = [getattr(k.drift, SIGNAL) for k in self.known if not k.harmful]
+        return max((value for value in quiet if value < self.least), default=0.0)
+
+    @property
     def missed_at_most(self) -> float:
-        """Bound on the chance that the next harmful model, were it made like those known, stays below the
-        threshold: 1 / (harmful + 1), since each of them is equally likely to drift least."""
+        """Bound on the chance that the next harmful model, were it made like those known, drifts less than
+        `least`: 1 / (harmful + 1), since each of them is equally likely to drift least."""
         return 1.0 / (self.harmful + 1)
 
     @property
     def false_alarms(self) -> tuple[int, int]:
         """(how many of the other models alarm all the same, how many others there are)."""
         others = [k for k in self.known if not k.harmful]
-        return sum(getattr(k.drift, SIGNAL) >= self.threshold for k in others), len(others)
+        return sum(getattr(k.drift, SIGNAL) > self.threshold for k in others), len(others)
 
     def said(self) -> str:
         """In two sentences."""
         false, others = self.false_alarms
         synthetic = sum(k.origin == "synthetic" for k in self.known)
         return (
-            f"Alarm from {share(self.threshold)} on: all {self.harmful} models of this base known to have "
-            f"lost more than {100 * HARM:.0f} points drift at least so far, and {false} of the {others} "
-            f"others ({synthetic} of all {len(self.known)} were made for this). A harmful model like those "
-            f"known is missed in at most {100 * self.missed_at_most:.0f}% of cases; one trained otherwise "
-            "may be more often: no alarm is no pass."
+            f"Alarm above {share(self.threshold)}: the {self.harmful} models of this base known to have lost "
+            f"more than {100 * HARM:.0f} points drift {share(self.least)} and more, and {false} of the "
+            f"{others} others alarm as well ({synthetic} of all {len(self.known)} were made for this). A "
+            f"harmful model like those known is missed in at most {100 * self.missed_at_most:.0f}% of cases; "
+            "one trained otherwise may be more often: no alarm is no pass."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,6 +122,7 @@ class Calibration:
             "probe": self.probe,
             "signal": SIGNAL,
             "threshold": self.threshold,
+            "least_harmful": self.least,
             "harmful": self.harmful,
             "others": others,
             "false_alarms": false,
@@ -152,17 +166,17 @@ class Alarm:
     def said(self) -> str:
         """In one sentence."""
         source = (
-            "the least at which a model of this base is known to have lost more than two points"
+            "the most that a model of this base drifted and is known to have lost less than two points"
             if self.calibrated
             else "a threshold from a study of another base (`inlay eval --calibrate` finds this one's)"
         )
         if self.raised:
             return (
-                f"Alarm: {self.signal} is {share(self.value)}, and {share(self.threshold)} is {source}; "
+                f"Alarm: {self.signal} is {share(self.value)}, above {share(self.threshold)}, {source}; "
                 "measure it fully."
             )
         return (
-            f"No alarm, which is no pass: {self.signal} is {share(self.value)}, under "
+            f"No alarm, which is no pass: {self.signal} is {share(self.value)}, not above "
             f"{share(self.threshold)}, {source}."
         )
 
@@ -180,7 +194,7 @@ def alarm(drift: Drift, calibration: Calibration | None) -> Alarm:
         raise InputError("a drift is judged by a calibration on the same probe, and this one is on another")
     value = getattr(drift, SIGNAL)
     threshold = DEFAULT_THRESHOLD if calibration is None else calibration.threshold
-    return Alarm(value >= threshold, SIGNAL, value, threshold, calibration is not None)
+    return Alarm(value > threshold, SIGNAL, value, threshold, calibration is not None)
 
 
 def calibration_of(store: Registry | None, base_weights: str, probe: str) -> Calibration | None:

@@ -70,8 +70,8 @@ def test_calibrated_on_models_of_known_loss(
     found = calibrate(base, store=store, general=[small])
     assert all(torch.equal(p, before[name]) for name, p in base.model.named_parameters())
     assert not base.model._forward_pre_hooks and found.harmful >= 5
-    assert 0.0 < found.threshold < 0.2
-    assert all(k.drift.disagreement >= found.threshold for k in found.known if k.held_out.loss_lower > HARM)
+    assert found.threshold < found.least < 0.2
+    assert all(k.drift.disagreement >= found.least for k in found.known if k.held_out.loss_lower > HARM)
     assert calibration_of(store, base.fingerprint.weights, found.probe) == found
 
     # What an adapter did is counted the next time, and judged by it now.
