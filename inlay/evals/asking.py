@@ -163,7 +163,7 @@ def _similarities(suite: Suite, by_item: Sequence[Sequence[Any]], embedder: Embe
     if embedder is None:
         raise InputError(
             f"{suite.name} is scored by similarity, which needs an embedding model",
-            fix="name its folder with --embedding, or embedding=… in Python",
+            fix="score it by `inlay eval … --embedding FOLDER`, or evaluate(…, embedding=…)",
         )
     pairs = [(said, answer) for item, said in wanted for answer in item.accepted]
     cosines = iter(embedder.cosines([said for said, _ in pairs], [answer for _, answer in pairs]))

@@ -75,7 +75,8 @@ class Decoding:
         return {**model, **changed}
 
     def settings(self, draw: int) -> dict[str, Any]:
-        """Arguments of `Model.generate`; `draw` tells apart calls whose draws must differ."""
+        """Arguments of `Model.generate`; `draw` tells apart calls whose draws must differ, each
+        of which may have up to 1,009 batches with a seed of their own."""
         settings: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}
         if not self.greedy:
             settings |= {
@@ -83,6 +84,6 @@ class Decoding:
                 "top_k": 0,
                 "temperature": float(self.temperature),
                 "top_p": float(self.top_p),
-                "seed": (self.seed * 1_000_003 + draw) % 2**63,
+                "seed": (self.seed * 1_000_003 + draw * 1009) % 2**62,
             }
         return settings

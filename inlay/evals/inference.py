@@ -305,9 +305,10 @@ class Chat:
         """Answers in the order of the prompts, without special tokens, stripped.
 
         `decoding`: further arguments of transformers' `generate` (do_sample, temperature, num_beams …); what
-        is not named there is `PLAIN`, whatever settings the base ships with. With `seed` the draws of each
-        batch start from it, and torch's own generators are left as they were. Raises PromptError for a prompt
-        that leaves no room in the base's context, or on which the model's logits are not finite.
+        is not named there is `PLAIN`, whatever settings the base ships with. With `seed` the draws of the
+        batches start from it and the numbers after it, and torch's own generators are left as they were.
+        Raises PromptError for a prompt that leaves no room in the base's context, or on which the model's
+        logits are not finite.
         """
         import torch
 
@@ -318,10 +319,12 @@ class Chat:
         done = 0
         settings = {**PLAIN, "pad_token_id": self.tokenizer.pad_token_id, **decoding}
         given = settings.pop("logits_processor", ())
-        for rows in batches_by_length([len(e) + max_new_tokens for e in encoded], self.batch_tokens):
+        order = batches_by_length([len(e) + max_new_tokens for e in encoded], self.batch_tokens)
+        for number, rows in enumerate(order):
             prompt_ids = [encoded[i] for i in rows]
             ids, mask = pad(prompt_ids, self.tokenizer.pad_token_id, side="left", device=self.device)
-            with torch.inference_mode(), self._routed(prompt_ids), drawn_from(seed, self.device):
+            start = None if seed is None else seed + number
+            with torch.inference_mode(), self._routed(prompt_ids), drawn_from(start, self.device):
                 out = self.model.generate(
                     input_ids=ids,
                     attention_mask=mask,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -122,7 +123,7 @@ class EvalResult:
         if metric.highest is not None:
             low, high = min(low, metric.highest), min(high, metric.highest)
         total = metric.total
-        return min(total([low]), self.score), max(total([high]), self.score)
+        return min(total([low]), self.score), max(min(total([high]), sys.float_info.max), self.score)
 
     def _total(self, outcomes: Sequence[bool | float]) -> float:
         return self.suite.metrics[0].total(outcomes) if self.graded else sum(outcomes) / len(outcomes)
@@ -230,7 +231,7 @@ def protocol_of(
     if embedder is None:
         raise InputError(
             f"{suite.name} is scored by similarity, which needs an embedding model",
-            fix="name its folder with --embedding, or embedding=… in Python",
+            fix="score it by `inlay eval … --embedding FOLDER`, or evaluate(…, embedding=…)",
         )
     return {**decoding.protocol(model.protocol), "embedding": embedder.protocol}
 
@@ -316,15 +317,22 @@ def to_record(result: EvalResult) -> EvalRecord:
 
 
 def from_record(record: EvalRecord, suite: Suite, *, label: str | None = None) -> EvalResult:
-    """The result that a record keeps, for the suite it names; IntegrityError where they do not fit."""
+    """The result that a record keeps, for the suite it names, by the metric it was scored with.
+
+    IntegrityError where they do not fit.
+    """
+    if record.suite == suite.digest and record.metric != suite.metric:
+        suite = replace(suite, metric=record.metric)
     if (
         record.suite != suite.digest
         or len(record.outcomes) != len(suite)
+        or record.metric != suite.metric
         or all(isinstance(x, bool) for x in record.outcomes) is suite.graded
     ):
         raise IntegrityError(
             f"the eval of {record.subject} is of suite {record.suite[:15]} with {len(record.outcomes)} "
-            f"outcomes, and {suite.name} is {suite.digest[:15]} with {len(suite)} items"
+            f"outcomes by {record.metric}, and {suite.name} is {suite.digest[:15]} with {len(suite)} items "
+            f"by {suite.metric}"
         )
     return EvalResult(
         subject=record.subject,

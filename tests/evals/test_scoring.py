@@ -95,5 +95,7 @@ def test_record_and_back() -> None:
     assert record.versions["python"] and record.created.endswith("Z")
     assert from_record(record, suite, label="acme@v2") == replace(result, answers={})
     assert record.key == to_record(result).key
+    renamed = replace(suite, metric="contains")  # the same items, which another score was by
+    assert from_record(record, renamed, label="acme@v2").metric == "exact_match/1"
     with pytest.raises(IntegrityError, match="and general-v1 is"):
         from_record(record, suite_of(41))
