@@ -16,6 +16,8 @@
     ledger.py          measuring with the registry as memory
     drift.py           KL and disagreement with the base, whose side is cached
     cache.py           what measuring keeps to be faster: bounded, verified when read
+    calibration.py     from which drift on a base's alarm is raised
+    load_time.py       the report at load: one pass over a fixed probe
     forgetting.py      the report: what was lost and gained, and how sure that is
     blame.py           which member of a variant costs what, from outcomes
     blame_text.py      a blame report on a terminal
