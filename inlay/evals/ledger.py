@@ -270,7 +270,8 @@ def _rigidity(
         if suite.graded or not items:
             continue
         mine = {item.id: given.variants[item.id] for item in items if item.id in given.variants}
-        source = sample(replace(suite, items=items), RIGID_SOURCES, always=mine.keys())
-        noisy = perturbed(source, given=replace(given, variants=mine))
+        chosen = sample(replace(suite, items=items), RIGID_SOURCES, always=mine.keys())
+        ids = {item.id for item in chosen.items}
+        noisy = perturbed(suite, given=replace(given, variants=mine), sources=ids)
         parts.append(Measured(role, before, after, *both(noisy)))
     return rigidity_of(parts).to_dict() if parts else None

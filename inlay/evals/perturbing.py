@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,10 +24,12 @@ from inlay.evals.suites import Item, Suite
 from inlay.registry.guards import rigid_name
 
 KINDS = ("typo", "case", "spaces", "wording")
+COMMON = 4
 TYPO_RATE = 1 / 3
 """Of the words that may take a typo, about so many do; one at least."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+_ESCAPE = re.compile(r"\\\w")  # in an answer that is a pattern: `\bconcert` is about a concert
 _TOKEN = re.compile(r"\S+")
 _QUOTED = re.compile(r"\"[^\"]*\"|\u201c[^\u201d]*\u201d|`[^`]*`|(?<!\w)'[^']*'(?!\w)")
 _SENTENCE_START = re.compile(r"(?:^|[.!?]\s+)\W*$")
@@ -65,14 +68,20 @@ class Given:
 
 
 def perturbed(
-    suite: Suite, kinds: Sequence[str] = KINDS, seed: int = 0, *, given: Given | None = None
+    suite: Suite,
+    kinds: Sequence[str] = KINDS,
+    seed: int = 0,
+    *,
+    given: Given | None = None,
+    sources: Collection[str] | None = None,
 ) -> Suite:
     """The suite's items, each once per kind that applies to it, as the suite `<name>--rigid`.
 
     An item is called `<source id>~<kind>`, its slice is the kind, its cluster the source's (or the source);
-    answer, metric, skill and split are the source's. A kind does not apply where nothing may be changed. The
-    last message of a conversation is the one that changes. InputError for an unknown kind, variants of
-    unknown items, or where nothing at all can be perturbed.
+    answer, metric, skill and split are the source's. A kind does not apply where nothing may be changed.
+    `sources` takes only items of these ids; each becomes what it becomes in the whole suite. The last message
+    of a conversation is the one that changes. InputError for an unknown kind, variants of unknown items, or
+    where nothing at all can be perturbed.
     """
     given = given or Given()
     for kind in kinds:
@@ -84,12 +93,13 @@ def perturbed(
             f"variants must be of items of {suite.name}, and {unknown[0]!r} is none",
             fix="write the id of the item it is a variant of into `source_id`",
         )
-    vocabulary = {word for item in suite.items for word in _words(item.text, item.answer)}
+    words = Vocabulary.of(suite)
     items = []
     for item in suite.items:
+        if sources is not None and item.id not in sources:
+            continue
         for kind in kinds:
-            random = Random(f"{seed}/{kind}/{item.id}")
-            text = _changed(kind, item, random, vocabulary, given)
+            text = _changed(kind, item, Random(f"{seed}/{kind}/{item.id}"), words, given)
             if text is not None:
                 items.append(_variant(item, kind, text))
         for kind, text in given.variants.get(item.id, ()):
@@ -97,6 +107,27 @@ def perturbed(
     if not items:
         raise InputError(f"no item of {suite.name} can be perturbed by {', '.join(kinds) or 'nothing'}")
     return Suite(rigid_name(suite.name), tuple(items), suite.metric)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A suite's words, and how many items of each skill have each."""
+
+    known: frozenset[str]
+    counts: Mapping[str, Counter[str]]
+
+    @classmethod
+    def of(cls, suite: Suite) -> Vocabulary:
+        """The words of all prompts and answers."""
+        counts: dict[str, Counter[str]] = {}
+        for item in suite.items:
+            counts.setdefault(item.skill, Counter()).update(_words(item.text))
+        answers = _words(*(item.answer for item in suite.items))
+        return cls(frozenset(answers.union(*counts.values())), counts)
+
+    def common(self, skill: str, word: str) -> bool:
+        """Whether at least `COMMON` items of the skill have the word."""
+        return self.counts[skill][word.casefold()] >= COMMON
 
 
 def source_of(item: Item) -> str:
@@ -159,13 +190,15 @@ def _variant(item: Item, kind: str, text: str) -> Item:
     return replace(item, id=f"{item.id}~{kind}", prompt=prompt, cluster=item.cluster or item.id, slice=kind)
 
 
-def _changed(kind: str, item: Item, random: Random, vocabulary: Collection[str], given: Given) -> str | None:
+def _changed(kind: str, item: Item, random: Random, words: Vocabulary, given: Given) -> str | None:
     """The last message perturbed, or None where the kind does not apply."""
     text = item.prompt if isinstance(item.prompt, str) else item.prompt[-1][1]
     start, end = _instruction(text)
     free = _free(text, start, end, item)
     if kind == "typo":
-        changed = _typos(text, free, random, vocabulary, given.misspellings)
+        # What few items of the skill say is what this one asks about, and a slip there may ask another thing.
+        shared = [span for span in free if words.common(item.skill, text[slice(*span)])]
+        changed = _typos(text, shared or free, random, words.known, given.misspellings)
     elif kind == "case":
         changed = _case(text, free, random)
     elif kind == "spaces":
@@ -196,7 +229,7 @@ def _free(text: str, start: int, end: int, item: Item) -> list[tuple[int, int]]:
     keeps its verb), nor in the rest of the prompt (`find X in this: … X …`), nor within quotation marks, nor
     what looks like a name or an abbreviation.
     """
-    answers = _words(item.answer, *item.choices, *item.references)
+    answers = _words(*(_ESCAPE.sub(" ", text) for text in (item.answer, *item.choices, *item.references)))
     stems = {word[:4] for word in answers if len(word) > 4}
     elsewhere = _words(text[:start], text[end:])
     quoted = [m.span() for m in _QUOTED.finditer(text)]

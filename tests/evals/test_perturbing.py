@@ -78,10 +78,29 @@ def test_true_answers_are_unchanged(general: Suite) -> None:
 def test_the_same_seed_gives_the_same_digest_and_another_seed_another(general: Suite) -> None:
     some = sample(general, 60)
     assert perturbed(some).digest == perturbed(some).digest != perturbed(some, seed=1).digest
-    fewer = sample(general, 30)
-    by_id = {item.id: item for item in perturbed(some).items}
-    same = [item.text == by_id[item.id].text for item in perturbed(fewer).items]
-    assert sum(same) >= 0.95 * len(same)  # an item's noise depends on its id, not on its neighbours
+    chosen = {item.id for item in sample(general, 30).items}
+    by_id = {item.id: item for item in perturbed(general).items}
+    fewer = perturbed(general, sources=chosen).items
+    assert {source_of(item) for item in fewer} == chosen and all(by_id[item.id] == item for item in fewer)
+
+
+def test_a_slip_is_in_what_the_skill_always_says_not_in_what_this_item_asks_about() -> None:
+    asked = ["mouse", "goose", "tooth", "leaf", "wolf"]
+    items = tuple(Item(word, f"What is the plural of {word}", "x", skill="plurals") for word in asked)
+    for seed in range(10):
+        for item in perturbed(Suite("s", items), ("typo",), seed).items:
+            assert item.text.endswith(f" of {source_of(item)}")
+    alone = Suite("s", (Item("a", "Describe elephants", "x"),))
+    assert len({perturbed(alone, ("typo",), seed).items[0].text for seed in range(10)}) > 3
+
+
+def test_words_that_a_pattern_wants_stay() -> None:
+    item = Item(
+        "a", "Write about concert and not about piano", r"(?=.*\bconcert\b)(?!.*\bpiano\b).*", metric="regex"
+    )
+    for seed in range(20):
+        for found in perturbed(Suite("s", (item,)), ("typo", "case"), seed).items:
+            assert "concert" in found.text and "piano" in found.text
 
 
 def test_words_that_carry_the_answer_stay() -> None:
