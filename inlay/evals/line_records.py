@@ -24,7 +24,8 @@ GONE = ("retired", "purged")
 
 Role = Literal["target", "general", "protected", "beyond"]
 """`target`: to be learnt. `general`: held-out skills of the base. `protected`: skills whose prompts training
-may have seen. `beyond`: general skills of which the base itself answers less than `REACHED`."""
+may have seen. `beyond`: general skills of which the base itself answers less than a tenth, beyond
+guessing."""
 NAMED: dict[Role, str] = {"target": "to be learnt", "general": "held out", "protected": "protected"}
 Against = Literal["before", "best"]
 

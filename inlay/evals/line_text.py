@@ -19,7 +19,7 @@ TITLES: dict[Role, str] = {
     "target": "Learning: targets",
     "general": "Forgetting: held-out general skills",
     "protected": "Protected general skills, which training may have seen",
-    "beyond": "Not skills of this base, which answers less than a tenth of them",
+    "beyond": "Not skills of this base, which answers under a tenth of them beyond guessing",
 }
 FIGURES = {
     "average_accuracy": "average",

@@ -18,7 +18,7 @@ from inlay.evals.line_records import GONE, Change, Column, Line, Role, Subject
 from inlay.evals.line_tests import changes
 from inlay.evals.metrics import Metric
 from inlay.evals.metrics import metric as metric_named
-from inlay.evals.statistics import REACHED
+from inlay.evals.statistics import reached
 from inlay.evals.suites import SHIPPED, Item, Suite
 from inlay.registry.guards import RIGID
 from inlay.registry.records import EvalRecord, Lock, Version
@@ -283,7 +283,8 @@ def _parts(
             of_one=_of_one(record, metric),
             higher_is_better=metric is None or metric.higher_is_better,
         )
-        if role == "general" and column.of_one and scores[0] is not None and scores[0] < REACHED:
+        guesses = [0.0 if item is None else item.guess for item in (items[k] for k in places)]
+        if role == "general" and column.of_one and cells[0] is not None and not reached(cells[0], guesses):
             column = replace(column, role="beyond")
         shared = [None if item is None else item.cluster for item in (items[k] for k in places)]
         found.append(_Part(column, shared if any(shared) else (), cells, scores))

@@ -236,6 +236,26 @@ def test_what_the_base_cannot_do_is_not_forgotten(tmp_path: Path) -> None:
         assert found.sentences() == ["No column changed by more than chance at any version."]
 
 
+def test_guessing_right_is_no_skill(tmp_path: Path) -> None:
+    from inlay.evals.suites import Suite
+
+    with grown(tmp_path, base={"t": [3]}, versions=[{"t": [50]}]) as registry:
+        rows = [
+            {"id": f"{k}", "prompt": "?", "choices": ["a", "b"], "answer": "a", "skill": f"s{k % 2}"}
+            for k in range(200)
+        ]
+        suite = Suite.of_rows("general-v1", rows, metric="multiple_choice")
+        registry.put_suite(
+            "general-v1", suite.digest, suite.to_jsonl(), metric=suite.metric, skills=suite.skill_summary()
+        )
+        for subject, rates in (("base", (53, 80)), ("legal@v1", (50, 78))):
+            score(registry, subject, "general-v1", answered(*rates), metric=suite.metric)
+        found = line(registry, "legal")
+    roles = {c.label: c.role for c in found.columns if c.suite == "general-v1"}
+    # Of two choices half are right by guessing: 53 of 100 are 3 of the 50 left, 80 are 30.
+    assert roles == {"s0": "beyond", "s1": "general"}
+
+
 def test_a_version_that_is_gone_is_left_out_or_marked(told: Registry, tmp_path: Path) -> None:
     told.yank("legal@v3", why="bad")
     told.retire("legal@v2", why="space")
