@@ -513,11 +513,12 @@ def base_answers(
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """The base's own greedy answers, generated once per (base, prompts) and kept in `cache_dir`.
-
-    The file carries the digest of its answers; a file that does not match is made again.
+    """The base's own greedy answers, generated once per (base, prompts) and kept in the cache under
+    `cache_dir`; made again where they are damaged.
     """
     import torch
+
+    from inlay.evals.cache import Cache
 
     key = {
         "answers": 1,
@@ -529,20 +530,11 @@ def base_answers(
         "torch": torch.__version__.split("+")[0],
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    file = cache_dir / "answers" / f"{name}.json" if cache_dir is not None else None
-    if file is not None and file.exists():
-        with contextlib.suppress(ValueError, KeyError, OSError):
-            held = json.loads(file.read_text())
-            if held["digest"] == _digest_of(held["answers"]) and len(held["answers"]) == len(prompts):
-                return list(held["answers"])
+    cache = Cache.of_environment(cache_dir) if cache_dir is not None else None
+    held = cache.read("answers", name) if cache is not None else None
+    if held is not None:
+        return list(json.loads(held))
     answers = Chat(base).generate(prompts, max_new_tokens=max_new_tokens, progress=progress)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{id(answers)}.tmp")
-        temporary.write_text(json.dumps({"answers": answers, "digest": _digest_of(answers)}))
-        temporary.replace(file)
+    if cache is not None:
+        cache.write("answers", name, json.dumps(answers).encode())
     return answers
-
-
-def _digest_of(answers: list[str]) -> str:
-    return hashlib.sha256(json.dumps(answers).encode()).hexdigest()
