@@ -263,3 +263,20 @@ def test_graded_scores_and_their_answers_are_kept(store: Registry) -> None:
     record = store.evals(SUBJECT)[0]
     assert record.splits["held_out"] == {"n": 20} and json.dumps(record.protocol_detail)
     assert store.fsck() == []
+
+
+def test_where_less_is_better_a_difference_says_so(store: Registry) -> None:
+    from inlay.evals.difference_text import change_words
+    from inlay.evals.score_changes import score_changes
+
+    rows = [{"id": f"i{k}", "prompt": f"q{k}", "answer": "red"} for k in range(20)]
+    suite = Suite.of_rows("s", rows, metric="perplexity")
+    # By the fake's rule one nat a token where it says something else, half a nat where it says "red".
+    base, model = FakeModel({"q0": "red"}), FakeModel({f"q{k}": "red" for k in range(1, 16)})
+    paired(base, model, suite, subject=SUBJECT, label="acme@v1", store=store)
+    (found,), _ = score_changes(store, "base", SUBJECT)
+    assert (found.before, found.after) == (pytest.approx(0.975), pytest.approx(0.625))
+    assert found.delta == pytest.approx(found.after - found.before) and found.base == found.before
+    assert (found.won, found.lost) == (15, 1) and found.to_dict()["higher_is_better"] is False
+    words = change_words(found)
+    assert words.startswith("down 0.35 (95% ") and words.endswith(", which is better")
