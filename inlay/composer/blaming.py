@@ -65,6 +65,10 @@ def blame(
             f"{model.target.ref} is one adapter, run by PEFT, and has no members to blame",
             fix="see what it costs with `inlay forget`",
         )
+    if model.plan.slots and not model._held:
+        raise InputError(
+            f"{model.target.ref} was detached and cannot answer", fix="compose it again, or swap to it"
+        )
     layout = _Layout(store, model.target, deep=deep)
     with Choir(model, layout.voices, layout.slots) as choir:
         ear = _Ear(choir, store, layout, model, say)

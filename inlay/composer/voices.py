@@ -167,11 +167,16 @@ class Choir:
 
         base = self.model.base
         chat = Chat(base, model=self.model.base.model, route=route, batch_tokens=self.model.chat.batch_tokens)
-        chat.tokenizer = self.tokenizer  # type: ignore[assignment]
+        chat.tokenizer = self.tokenizer
         asked = [prompts[item] for item, _ in rows]
         expected = () if answers is None else ([answers[item] for item, _ in rows],)
+
+        def share(done: int, _all: int) -> None:
+            if progress is not None:
+                progress(done // len(group), len(prompts))
+
         try:
-            found = getattr(chat, what)(asked, *expected, progress=progress, **how)
+            found = getattr(chat, what)(asked, *expected, progress=share, **how)
         except PromptError as error:
             raise PromptError(error.message, index=rows[error.index][0], fix=error.fix) from error
         said: list[list[Any]] = [[None] * len(prompts) for _ in group]
@@ -209,9 +214,8 @@ class Choir:
             for i in rows:
                 scores = self._scores[route, tuple(ids[i])]
                 classes = dict(voices[i].allowed)[route]
-                found[i][route] = max(
-                    classes, key=lambda c, scores=scores: float(scores[-1 if c is None else c])
-                )
+                values = [float(scores[-1 if c is None else c]) for c in classes]
+                found[i][route] = classes[values.index(max(values))]
         return found
 
     def _score(self, route: int, ids: list[list[int]]) -> None:
@@ -232,12 +236,12 @@ class Choir:
             self._scores[route, tuple(one)] = scores
 
     def _prompt(self, prompt: Prompt) -> list[int]:
-        return encode_prompt(self.tokenizer, prompt)  # type: ignore[arg-type]
+        return encode_prompt(self.tokenizer, prompt)
 
     def _length(self, prompt: Prompt, answer: str | None) -> int:
         if answer is None:
             return len(self._prompt(prompt))
-        return len(encode_pair(self.tokenizer, prompt, answer)[0])  # type: ignore[arg-type]
+        return len(encode_pair(self.tokenizer, prompt, answer)[0])
 
 
 class _Speaker(Chat):
@@ -250,7 +254,7 @@ class _Speaker(Chat):
             route=lambda ids: choir.held_at(voice, ids),
             batch_tokens=choir.model.chat.batch_tokens,
         )
-        self.tokenizer = choir.tokenizer  # type: ignore[assignment]
+        self.tokenizer = choir.tokenizer
         self.choir, self.voice = choir, voice
 
     def matches(

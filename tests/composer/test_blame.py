@@ -309,10 +309,16 @@ def test_trees_are_cut_in_place() -> None:
 
 def test_one_adapter_is_its_own_whole(filled: Registry, base: Base, general: Suite) -> None:
     model = compose("three@v1", store=filled, base=base)
+    seen: list[tuple[int, int]] = []
     try:
-        report = blame(model, general=[general])
+        model.fold()
+        report = blame(model, general=[general], say=lambda _what, done, total: seen.append((done, total)))
+        assert model._bank.gate.state.folded, "what was folded is folded again"
     finally:
         model.detach()
+    assert seen[-1] == (len(general), len(general)) and all(done <= total for done, total in seen)
+    with pytest.raises(InputError, match="was detached"):
+        blame(model, general=[general])
     (member,) = report.members
     assert report.passes == 2 and member.alone == member.removed == report.whole
     assert report.interaction == 0.0
@@ -327,3 +333,13 @@ def test_a_graded_suite_is_refused(filled: Registry, base: Base) -> None:
         assert make_plan(filled, model.target).slots[0].ref == "one@v1"
     finally:
         model.detach()
+
+
+def test_a_recipe_that_nobody_locked_is_blamed_as_well(filled: Registry, base: Base, general: Suite) -> None:
+    model = compose({"stack": ["one@v1", "three@v1"]}, store=filled, base=base)
+    try:
+        report = blame(model, general=[general])
+        kept = filled.reports(model.target.digest, "blame")
+    finally:
+        model.detach()
+    assert BlameReport.from_dict(kept[0]) == report
