@@ -101,6 +101,18 @@ def test_the_story_of_an_adapter(registry: Registry) -> None:
     assert "`prod` asks for at least 90.0 points gained over the base. Reason: contract of March" in rule
 
 
+def test_every_threshold_of_a_guard_is_told(registry: Registry) -> None:
+    wide = {"skill": {"sort": 0.1, "*": 0.2}, "rigidity": 0.1, "retention": 0.8, "overhead": 0.3}
+    suites = {"general": ["legal-test"], "target": ["legal-test"]}
+    registry.set_guard("legal@prod", {**wide, "suites": suites})
+    rules = changelog(registry, "legal").split("## Conditions for going live")[1]
+    assert (
+        "asks for at most 10.0 (sort), 20.0 (others) points of any one held-out skill forgotten, at most 10.0 "
+        "points lost when asked less neatly, at least 80.0% of each member's own gain kept, at most 30.0% more "
+        "time a token."
+    ) in rules
+
+
 def test_the_story_of_a_variant(registry: Registry) -> None:
     text = changelog(registry, "acme")
     assert "Live now: `prod` is `acme@v1`." in text
