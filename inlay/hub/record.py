@@ -133,4 +133,7 @@ def _eval(record: EvalRecord) -> dict[str, Any]:
 def _forgetting(report: ForgettingReport) -> dict[str, Any]:
     """The report's counts; its flips are prompts and answers, and stay at home."""
     full = report.to_dict()
-    return {key: full[key] for key in ("created", "held_out", "lost", "protected", "skills", "suites")}
+    kept = {key: full[key] for key in ("created", "held_out", "lost", "protected", "skills", "suites")}
+    for row in (kept["held_out"], kept["protected"], *(skill["counts"] for skill in kept["skills"])):
+        row.pop("clusters", None)  # counts by template are for intervals, and no page shows them
+    return kept
