@@ -287,7 +287,8 @@ def _limits(held: Any) -> str:
     """`5.0`, or `5.0 (sort), 10.0 (others)` of a mapping by name."""
     if not isinstance(held, dict):
         return percent(float(held))
-    names = ((escape(str(name)) if name != "*" else "others", limit) for name, limit in held.items())
+    ordered = sorted(held.items(), key=lambda row: (row[0] == "*", str(row[0])))
+    names = ((escape(str(name)) if name != "*" else "others", limit) for name, limit in ordered)
     return ", ".join(f"{percent(float(limit))} ({name})" for name, limit in names)
 
 

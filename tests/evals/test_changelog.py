@@ -107,9 +107,9 @@ def test_every_threshold_of_a_guard_is_told(registry: Registry) -> None:
     registry.set_guard("legal@prod", {**wide, "suites": suites})
     rules = changelog(registry, "legal").split("## Conditions for going live")[1]
     assert (
-        "asks for at most 10.0 (sort), 20.0 (others) points of any one held-out skill forgotten, at most 10.0 "
-        "points lost when asked less neatly, at least 80.0% of each member's own gain kept, at most 30.0% more "
-        "time a token."
+        "asks for at most 10.0 (sort), 20.0 (others) points of any one held-out skill forgotten, at most "
+        "10.0 points lost when asked less neatly, at least 80.0% of each member's own gain kept, at most "
+        "30.0% more time a token."
     ) in rules
 
 
