@@ -38,7 +38,7 @@ NEAR_ZERO = 1e-6
 """A delta under this part of its weight's norm is lost in the rounding of a float32 sum."""
 TOP, APART = 10, 0.5
 """Intruders: how many singular vectors are looked at, and the cosine under which one is an intruder."""
-_ROWS = 1024  # of a weight looked at in one go: bounds the memory of its float64 copy
+_ROWS = 1024  # of a weight looked at in one go: bounds the memory of its float32 copy
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 Trouble = Literal["not finite", "untrained", "zero", "constant", "near zero"]
@@ -272,7 +272,8 @@ def model_norms(model: torch.nn.Module, modules: Iterable[str]) -> dict[str, flo
     found = {}
     for module in modules:
         weight: torch.Tensor = model.get_submodule(module).weight  # type: ignore[assignment]
-        if weight.is_floating_point():
+        # The numbers of a float8 weight say nothing without their scales.
+        if weight.is_floating_point() and weight.dtype.itemsize > 1:
             found[module] = _norm(weight.detach())
     return found
 
@@ -296,8 +297,11 @@ def file_norms(base: BaseFingerprint, modules: Iterable[str]) -> dict[str, float
 
 
 def _norm(weight: torch.Tensor) -> float:
-    """Frobenius, summed in float64, a block of rows at a time."""
-    return math.sqrt(math.fsum(float(rows.double().square().sum()) for rows in weight.split(_ROWS)))
+    """Frobenius to about 1e-6: each row in float32, which is many times faster, and the rows in float64."""
+    import torch
+
+    blocks = (torch.linalg.vector_norm(rows.float(), dim=-1) for rows in weight.split(_ROWS))
+    return math.sqrt(math.fsum(float(norms.double().square().sum()) for norms in blocks))
 
 
 def intruders(

@@ -96,14 +96,14 @@ def test_a_stack_beside_its_base(stacked: Registry, base: Base) -> None:
         delta = dense(pairs)
         weight = weights[f"{found.module}.weight"].detach().double().numpy()
         assert found.norm == pytest.approx(np.linalg.norm(delta), 1e-9)
-        assert found.base_norm == pytest.approx(np.linalg.norm(weight), 1e-9)
-        assert found.relative == pytest.approx(np.linalg.norm(delta) / np.linalg.norm(weight), 1e-9)
+        assert found.base_norm == pytest.approx(np.linalg.norm(weight), 1e-6)
+        assert found.relative == pytest.approx(np.linalg.norm(delta) / np.linalg.norm(weight), 1e-6)
         assert found.effective_rank == pytest.approx(entropy_rank(delta), 1e-6)
         assert found.rank == (7 if len(pairs) == 2 else 4) and found.trouble is None
         squares += np.linalg.norm(delta) ** 2
         base_squares += np.linalg.norm(weight) ** 2
     assert {found.module for found in report.whole.modules} == set(one)
-    assert report.whole.relative == pytest.approx(math.sqrt(squares / base_squares), 1e-9)
+    assert report.whole.relative == pytest.approx(math.sqrt(squares / base_squares), 1e-6)
     largest = max(report.whole.modules, key=lambda module: module.relative or 0)
     assert report.whole.largest == largest
     assert len(report.overlaps) == 1 and len(report.overlaps[0].modules) == len(two)
@@ -325,3 +325,15 @@ def test_what_has_no_factors_is_not_weighed(store: Registry, base: Base, tmp_pat
     report = weigh("dora@v1", store=store)
     assert report.members == () and report.whole is None
     assert len(report.lines()) == 1 and "dora@v1 has no factors" in report.lines()[0]
+
+
+def test_a_quantised_weight_has_no_norm() -> None:
+    layers = torch.nn.ModuleDict({name: torch.nn.Linear(4, 3) for name in ("plain", "half", "eight", "int")})
+    plain = layers["plain"].weight.detach().clone()
+    for name, dtype in (("half", torch.bfloat16), ("eight", torch.float8_e4m3fn), ("int", torch.int8)):
+        layers[name].weight = torch.nn.Parameter(plain.to(dtype), requires_grad=False)
+    norms = model_norms(layers, ["plain", "half", "eight", "int"])
+    assert norms == {
+        "plain": pytest.approx(float(plain.double().norm()), 1e-6),
+        "half": pytest.approx(float(plain.bfloat16().double().norm()), 1e-6),
+    }
