@@ -328,12 +328,14 @@ def test_what_has_no_factors_is_not_weighed(store: Registry, base: Base, tmp_pat
 
 
 def test_a_quantised_weight_has_no_norm() -> None:
-    layers = torch.nn.ModuleDict({name: torch.nn.Linear(4, 3) for name in ("plain", "half", "eight", "int")})
+    layers = torch.nn.ModuleDict(
+        {name: torch.nn.Linear(4, 3) for name in ("plain", "sixteen", "eight", "integer")}
+    )
     plain = layers["plain"].weight.detach().clone()
-    for name, dtype in (("half", torch.bfloat16), ("eight", torch.float8_e4m3fn), ("int", torch.int8)):
+    for name, dtype in (("sixteen", torch.bfloat16), ("eight", torch.float8_e4m3fn), ("integer", torch.int8)):
         layers[name].weight = torch.nn.Parameter(plain.to(dtype), requires_grad=False)
-    norms = model_norms(layers, ["plain", "half", "eight", "int"])
+    norms = model_norms(layers, ["plain", "sixteen", "eight", "integer"])
     assert norms == {
         "plain": pytest.approx(float(plain.double().norm()), 1e-6),
-        "half": pytest.approx(float(plain.bfloat16().double().norm()), 1e-6),
+        "sixteen": pytest.approx(float(plain.bfloat16().double().norm()), 1e-6),
     }
