@@ -57,18 +57,19 @@ def calibrate(
     bare, chat = Chat(base, route=lambda _: bank.gate.held_at(None)), Chat(base)
     before = [scored(bare, suite, subject="base", label="base", store=store, say=say) for suite in suites]
     found: list[Known] = []
-    made = [(kind, seed) for kind in KINDS for seed in SEEDS]
+    # All before the first is loaded: the bank's layers stand between the base's modules and their names.
+    made = [synthetic(base.model, kind, seed) for kind in KINDS for seed in SEEDS]
     try:
-        for done, (kind, seed) in enumerate(made):
+        for done, adapter in enumerate(made):
             if say:
                 say("calibrating", done, len(made))
-            slot = bank.load(synthetic(base.model, kind, seed))
+            slot = bank.load(adapter)
             for weight, drift in _drifting(bank, slot, bare, chat, prompts):
                 after = [
                     evaluate_model(chat, suite, subject="synthetic", against=held)
                     for suite, held in zip(suites, before, strict=True)
                 ]
-                name = f"{kind} directions, seed {seed}, weight {weight:.3g}"
+                name = f"{adapter.name}, weight {weight:.3g}"
                 found.append(Known(name, "synthetic", drift, compare(before, after).held_out))
             bank.gate.set(None)
             bank.unload(slot)
@@ -126,7 +127,7 @@ def synthetic(model: nn.Module, kind: str, seed: int, rank: int = RANK) -> Adapt
             b = torch.randn(matrix.shape[0], some, generator=generator)
         size = torch.linalg.matrix_norm(b @ a)
         factors[name] = (a.contiguous(), b * (torch.linalg.matrix_norm(matrix) / size))
-    return Adapter(f"{kind}-{seed}", factors)
+    return Adapter(f"{kind} directions, seed {seed}", factors)
 
 
 def _leading(
