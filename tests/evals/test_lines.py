@@ -409,3 +409,21 @@ def test_a_version_that_lost_much_is_counted_first(tmp_path: Path) -> None:
     printed = [text.plain for text in line_rows(found, 80)]
     assert f"  … and {len(said) - 12} more, marked in the tables" in printed
     assert sum("▼" in text for text in printed) == 19 + 1, "each in the tables, and the legend"
+
+
+def test_a_suite_is_general_where_somebody_says_so(tmp_path: Path) -> None:
+    suites = ("by-guard", "by-recipe", "by-report", "by-run", "nobody")
+    run = {"declared": {"general": [{"name": "by-run", "digest": "sha256:" + "0" * 64}], "target": []}}
+    base = {suite: [80] for suite in suites}
+    with grown(tmp_path, base=base, versions=[{suite: [79] for suite in suites}], runs=[run]) as registry:
+        assert [c.suite for c in line(registry, "legal").columns if c.role == "general"] == ["by-run"]
+        registry.promote("legal@v1", "prod")
+        registry.set_guard("legal@prod", {"forget": 0.05, "suites": {"general": ["by-guard"]}})
+        registry.put_report("legal@v1", "forgetting", {"suites": ["by-report"]})
+        found = line(registry, "legal")
+        assert [c.suite for c in found.columns] == ["by-recipe", "nobody", "by-guard", "by-report", "by-run"]
+        assert [c.role for c in found.columns] == ["target"] * 2 + ["general"] * 3
+        guard = {"forget": 0.05, "suites": {"general": ["by-recipe"]}}
+        registry.lock("acme", {"compose": {"stack": ["legal@v1"]}, "guard": guard})
+        score(registry, "acme@v1", "by-recipe", answered(70))
+        assert [c.role for c in line(registry, "acme").columns] == ["general"]
