@@ -29,6 +29,8 @@ FIGURES = {
 }
 SHADES, SHADES_ASCII = "▁▂▃▄▅▆▇█", "_.-=+*%#"
 """A share of 1 as one character, from nothing to all."""
+PLAIN = str.maketrans({"•": "*", "…": "~", "–": "-", "·": "."})
+"""For terminals of ASCII only, a character for each; all others become a question mark."""
 NAMES, SHORT = 26, 10
 """The most columns that a skill's name takes before a row, and above a column."""
 STRIP = 24
@@ -67,6 +69,9 @@ def line_rows(line: Line, width: int, *, ascii_only: bool = False) -> list[Text]
     lines += [Text(""), *(Text(x) for x in _figures(line, width))]
     for note in [*_legend(line, ascii_only), *line.notes]:
         lines += [Text(x, "dim") for x in _wrapped(note, width)]
+    if ascii_only:
+        for text in lines:
+            text.plain = text.plain.translate(PLAIN).encode("ascii", "replace").decode()
     return lines
 
 

@@ -43,8 +43,8 @@ def line(
     Columns are the skills of every suite that one of them was scored on, or of those named by `suite` (names
     or digests); with `by="suite"` whole suites. A target suite is learnt at the first row whose training
     declared it, at the first row where none did; where as many suites as references are given, the j-th is
-    the task of the j-th. Raises ReferenceNotFound; InputError for a name without a score, for a suite on
-    which nothing was scored.
+    the task of the j-th. Raises ReferenceNotFound; InputError for a name without a score, and for a suite
+    on which nothing was scored; IntegrityError where a stored suite does not fit its outcomes.
     """
     notes: list[str] = []
     things = _things(store, name, last, notes)
@@ -62,7 +62,7 @@ def line(
     subjects = [
         Subject(t.ref, f"v{t.number}" if single else t.ref, t.digest, t.state, t.created) for t in things
     ]
-    in_turn = not single and wanted is not None and len(suites) == len(things)
+    in_turn = not single and wanted is not None and len(suites) == len(name) == len(things)
     learned = {} if in_turn else _declared(store, things)
     general = set() if in_turn else _general(store, things)
     parts: list[_Part] = []
