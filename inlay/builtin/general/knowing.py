@@ -180,7 +180,7 @@ def same_meaning(rng: Random) -> list[Question]:
     return [
         chosen(
             rng,
-            f"Which sentence means the same as this one: {said}\n{{choices}}\nAnswer with that sentence.",
+            f"Which of these says the same as: {said}\n{{choices}}",
             right,
             list(wrong),
             place,
@@ -219,7 +219,7 @@ def read_passage(rng: Random) -> list[Question]:
             questions.append(
                 chosen(
                     rng,
-                    f"{passage}\n{asked}\n{{choices}}\nGive the answer only.",
+                    f"{passage}\n{asked}",
                     right,
                     wrong,
                     where[2 * number + half],
