@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from inlay.registry.fingerprint import BaseFingerprint
 
 _BATCH_TOKENS = 4096
+_NO_LIMIT = 1 << 30
 
 
 class Embedder:
@@ -41,8 +42,10 @@ class Embedder:
 
         from inlay.evals.inference import batches_by_length, pad
 
-        limit = getattr(self._model.config, "max_position_embeddings", None)
-        rows = [self._tokenizer(text)["input_ids"][:limit] for text in texts]
+        # Some keep rows of their position table for padding; their tokenizer knows how many are left.
+        room = getattr(self._model.config, "max_position_embeddings", _NO_LIMIT)
+        limit = min(room, self._tokenizer.model_max_length)
+        rows = [self._tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
         vectors = torch.zeros(len(texts), self._model.config.hidden_size)
         some = [i for i, row in enumerate(rows) if row]
         for batch in batches_by_length([len(rows[i]) for i in some], _BATCH_TOKENS):
