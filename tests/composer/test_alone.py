@@ -36,6 +36,11 @@ REFUSED = {
     "poly": "number of a task",
     "prompt_tuning for classes": "SEQ_CLS",
 }
+FAST = (
+    *("dora", "hira", "randlora", "fourierft", "c3a", "shira", "oft", "boft", "hra", "ia3", "miss bat"),
+    *("lora on embeddings", "lora on conv1d and a head", "lora with saved modules", "lora with all biases"),
+    *("adaption_prompt", "prompt_tuning", "prefix_tuning", "p_tuning", "multitask_prompt_tuning"),
+)
 PROMPTS = [
     "Which queue handles this message?\nMy parcel is late.",
     "Hi",
@@ -87,7 +92,9 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Registry, Path]:
     return inlay.Registry.open(folder / "store", create=True), folder
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
+)
 def test_every_kind_answers_as_in_peft_and_leaves_the_base_alone(
     name: str, kinds: tuple[Registry, Path], tmp_path: Path
 ) -> None:
