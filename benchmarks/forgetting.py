@@ -4,7 +4,8 @@ Plain pass: the composed model's forward as transformers does it, logits at ever
 prompts with the base's answers, in the batches the report uses. Report: `at_load` with the base's side in the
 cache, that is reading and verifying it, the same forward with the head where answers are predicted only, the
 base's logits from its hidden states, divergences, flips, alarm. Both tokenize what they read. Interleaved in
-one process; each round gives a ratio, the median and quartiles are printed.
+one process, in seconds of the processor, since the machine is shared; each round gives a ratio, the median
+and quartiles are printed.
 
     python benchmarks/forgetting.py                       # the built-in base and a Llama with a small head
     INLAY_TEST_DATA=… python benchmarks/forgetting.py     # mini-instruct as well
@@ -108,13 +109,13 @@ def measure(name: str, base: Base, rounds: int) -> None:
     for turn in range(rounds):
         times = {}
         for what in ("plain", "load") if turn % 2 else ("load", "plain"):
-            start = time.perf_counter()
+            start = time.process_time()
             if what == "plain":
                 plain_pass(chat, prompts, answers)
             else:
                 again = report()
                 assert again.base_from_cache and again.forward_kl == first.forward_kl
-            times[what] = time.perf_counter() - start
+            times[what] = time.process_time() - start
         ratios.append(times["load"] / times["plain"])
         plain.append(times["plain"])
         load.append(times["load"])
