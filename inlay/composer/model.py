@@ -92,7 +92,7 @@ class ComposedModel:
     @property
     def model(self) -> PreTrainedModel:
         # A PeftModel is called and generates as the transformers model inside it does.
-        return self.base.model if self._alone is None else self._alone  # type: ignore[return-value]
+        return self.base.model if self._alone is None else self._alone
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -246,6 +246,8 @@ def test_a_lock_of_it_alone_is_composed_scored_and_compared(
     result = inlay.evaluate(model, suite, store=store)
     said = model.generate(PROMPTS, max_new_tokens=8)
     assert list(result.outcomes) == [answer == "parcel" for answer in said]
+    report = inlay.forgetting(model, general=[suite], store=store)
+    assert model.report is report and report.drift is not None and report.drift.forward_kl > 0
     model.detach()
 
 

@@ -42,13 +42,13 @@ def summed(
         vectors = _vectors(held, len(pairs)) * factor[:, None]
     result = combine(vectors[:, None, :])[0]
     if settings.method.sums == "fixed":
-        found = result
+        coefficients = result
     else:
-        found = torch.linalg.pinv(vectors.T) @ result
-        missed = float((found @ vectors - result).norm())
+        coefficients = torch.linalg.pinv(vectors.T) @ result
+        missed = float((coefficients @ vectors - result).norm())
         if not missed <= RESIDUAL * float(result.norm()):
             return None
-    found = (found * factor).tolist()
+    found = (coefficients * factor).tolist()
     kept = [(found[t], a, b) for t, (a, b) in held if found[t] != 0.0 and bool(a.any()) and bool(b.any())]
     if not kept:
         return torch.zeros(0, shape[1]), torch.zeros(shape[0], 0)
