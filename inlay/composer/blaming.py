@@ -23,7 +23,7 @@ from inlay.evals.cache import Cache
 from inlay.evals.decoding import Decoding
 from inlay.evals.inference import Chat
 from inlay.evals.ledger import Say, scored
-from inlay.evals.scoring import evaluate_model, protocol_of
+from inlay.evals.scoring import evaluate_model, library_versions, protocol_of
 from inlay.evals.suites import Suite
 from inlay.registry import Lock, Registry, Version
 from inlay.registry.canonical import digest_of_json
@@ -224,6 +224,7 @@ class _Ear:
             "weights": chat.fingerprint.weights,
             "protocol": protocol_of(chat, suite, Decoding()),
             "device": chat.device,
+            "libraries": library_versions(),
         }
         return digest_of_json(key).removeprefix("sha256:")
 
