@@ -202,9 +202,8 @@ def _plan_text(plan: Plan) -> str:
             )
         )
     lines.append(table(cells, ("adapter", "weight", "rank", "modules", "bytes", "delta", "speaks")))
-    lines.append(
-        f"in all {plan.nbytes:,} bytes; adds {plan.flops_per_token:,} FLOPs a token while all of it speaks"
-    )
+    adds = f"adds {plan.flops_per_token:,} FLOPs a token while all of it speaks"
+    lines.append(f"in all {plan.nbytes:,} bytes; {adds if plan.alone is None else 'no bank, PEFT runs it'}")
     dtypes = ", ".join(dict.fromkeys(DTYPES[buffer.dtype][0] for buffer in plan.buffers.values()))
     if plan.buffers:
         lines.append(

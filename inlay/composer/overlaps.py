@@ -106,6 +106,8 @@ def overlaps(store: Registry, plan: Plan) -> tuple[Overlap, ...]:
 
     Raises as `read_adapter` does.
     """
+    if plan.alone is not None:
+        return ()
     slots: dict[str, set[int]] = {}
     versions: dict[str, Version] = {}
     for number, slot in enumerate(plan.slots):

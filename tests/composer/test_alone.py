@@ -16,6 +16,7 @@ from peft_cases import CASES, make_model, save_adapter, save_base
 from safetensors.torch import load_file, save_file
 
 import inlay
+from inlay.cli import run
 from inlay.composer import compose, lock, make_plan
 from inlay.composer.alone import load_alone, refusal_alone, twin_of
 from inlay.composer.bank import Bank
@@ -236,11 +237,14 @@ def test_company_is_refused_by_name_before_a_tensor_is_read(
 
 
 def test_a_lock_of_it_alone_is_composed_scored_and_compared(
-    store: Registry, base: Base, tmp_path: Path
+    store: Registry, base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     added(store, base, tmp_path / "prompt", "prompt")
     made = lock(store, "acme", {"stack": ["prompt@v1"]}, base=base)
     assert any("run by PEFT" in warning for warning in make_plan(store, made).warnings)
+    assert run(["plan", "acme@v1", "--overlaps", "--store", str(store.path)]) == 0
+    said_of_it = capsys.readouterr().out
+    assert "no bank, PEFT runs it" in said_of_it and "alone" in said_of_it
     model = compose("acme@v1", store=store, base=base)
     suite = Suite.of_rows("words", [{"prompt": prompt, "answer": "parcel"} for prompt in PROMPTS])
     result = inlay.evaluate(model, suite, store=store)
