@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inlay.composer.factors.reading import CONFIG, WEIGHTS
+from inlay.composer.factors.reading import CONFIG, WEIGHTS, refusal
 from inlay.errors import InputError
 from inlay.registry.kinds import CONVERSION, KINDS, classify
 from inlay.registry.printable import printable
@@ -37,10 +37,7 @@ def refusal_alone(config: Mapping[str, Any]) -> str | None:
     said = classify(config)
     kind = KINDS[config["peft_type"]]
     if said.exactness == CONVERSION:
-        return (
-            f"it was initialised by {config.get('init_lora_weights')}, which moves part of the base into the "
-            "adapter; register it again with `inlay add --initial`, the adapter as it was before training"
-        )
+        return refusal(config)
     if kind.peft_type in _TASKS:
         return f"its kind is {kind.peft_type}, which wants the number of a task with each request"
     task = config.get("task_type")
