@@ -18,6 +18,8 @@ from inlay.errors import InputError
 from inlay.evals import Suite
 from inlay.evals.blame import BlameReport
 from inlay.evals.inference import Base
+from inlay.evals.scoring import evaluate_model
+from inlay.evals.statistics import Paired
 from inlay.registry import Registry
 
 NAMES = ("one", "two", "three")
@@ -343,3 +345,43 @@ def test_a_recipe_that_nobody_locked_is_blamed_as_well(filled: Registry, base: B
     finally:
         model.detach()
     assert BlameReport.from_dict(kept[0]) == report
+
+
+def test_answers_and_choices_are_shared_as_exact_matches_are(filled: Registry, base: Base) -> None:
+    words = ("river", "garden", "stone", "lamp", "bread", "window", "apple", "chair")
+    rows = [
+        {"id": f"c{i}", "prompt": f"Say the following again: {w}", "answer": w, "metric": "contains"}
+        for i, w in enumerate(words)
+    ] + [
+        {
+            "id": f"m{i}",
+            "prompt": f"Write in upper case: {w}",
+            "answer": w.upper(),
+            "choices": [w.upper(), w, w[::-1]],
+            "metric": "multiple_choice",
+        }
+        for i, w in enumerate(words)
+    ]
+    suite = Suite.of_rows("mixed", rows)
+    members = [{"use": f"{name}@v1", "weight": 0.95} for name in NAMES]
+    filled.lock("acme", {"stack": members})
+    model = compose("acme@v1", store=filled, base=base)
+    try:
+        report = blame(model, general=[], target=[suite])
+    finally:
+        model.detach()
+
+    def right(recipe: Any) -> tuple[Any, ...]:
+        single = compose(recipe, store=filled, base=base)
+        try:
+            return evaluate_model(single.chat, suite).outcomes
+        finally:
+            single.detach()
+
+    whole = right({"stack": members})
+    for member in report.members:
+        i = [f"{name}@v1" for name in NAMES].index(member.name)
+        rest = right({"stack": members[:i] + members[i + 1 :]})
+        assert member.targets[0].removed == Paired.of(rest, whole)
+    assert "nobody can be blamed" in report.verdict, "nothing general was asked"
+    assert len({share.removed for member in report.members for share in member.targets}) > 1
