@@ -48,7 +48,11 @@ class ComposedModel:
         self._bank = Bank(base.model)
         self._held: dict[str, int] = {}
         self._alone: PeftModel | None = None
-        self.base_chat = Chat(base, route=lambda _prompts: self._bank.gate.held_at(None))
+        self.base_chat = Chat(
+            base,
+            route=lambda _prompts: self._bank.gate.held_at(None),
+            head_held=lambda: self._bank.gate.held_at(None),
+        )
         """The bare base, asked through the same model with the gate closed; the base itself beside PEFT."""
         self.chat = Chat(base, route=self._routed)
         self._load(target, plan)

@@ -266,12 +266,14 @@ class Chat:
         *,
         model: PreTrainedModel | None = None,
         route: Route | None = None,
+        head_held: Callable[[], AbstractContextManager[None]] | None = None,
         batch_tokens: int = 4096,
     ) -> None:
         self.model = model if model is not None else base.model
         self.tokenizer = base.tokenizer
         self.fingerprint = base.fingerprint
         self.route = route
+        self.head_held = head_held
         self.batch_tokens = batch_tokens
 
     @property
@@ -485,10 +487,12 @@ class Chat:
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (n, vocab), float32, from final hidden states (n, hidden size); the cap that some
-        architectures put on their logits is applied."""
+        architectures put on their logits is applied. `head_held` is entered around it: outside of a batch no
+        `route` says which of a composed model's heads is meant."""
         import torch
 
-        with torch.inference_mode():
+        held = self.head_held() if self.head_held is not None else contextlib.nullcontext()
+        with torch.inference_mode(), held:
             logits = self.model.get_output_embeddings()(hidden).float()
             cap = getattr(self.model.config, "final_logit_softcapping", None)
             return torch.tanh(logits / cap) * cap if cap else logits

@@ -15,7 +15,8 @@ from inlay.composer.calibrating import calibrate, synthetic
 from inlay.errors import InputError
 from inlay.evals import Suite
 from inlay.evals.calibration import HARM, calibration_of
-from inlay.evals.inference import Base
+from inlay.evals.drift import measure_drift
+from inlay.evals.inference import Base, Chat
 from inlay.registry import Registry
 
 
@@ -54,6 +55,22 @@ def test_a_base_without_linear_layers_is_refused(base: Base) -> None:
 
     with pytest.raises(InputError, match="linear layers"):
         synthetic(Headed(), "random", 0)
+
+
+def test_the_base_is_asked_through_its_own_head(store: Registry, base: Base, tmp_path: Path) -> None:
+    """An adapter on the head speaks for the composed model alone: neither scores nor drift mix the two."""
+    folder = write_lora(tmp_path / "head", base, seed=1, strength=1.0, target_modules=["lm_head"])
+    store.add("head", folder, base=base.fingerprint)
+    prompts = ["Write these words in upper case: river garden", "Which number is larger, 14 or 52?"]
+    answers = Chat(base).generate(prompts)
+    composed = compose("head@v1", store=store, base=base)
+    try:
+        assert composed.base_chat.matches(prompts, answers) == [True, True]
+        assert composed.chat.matches(prompts, answers) == [False, False]
+        drift = measure_drift(composed.base_chat, composed.chat, prompts, cache=tmp_path)
+    finally:
+        composed.detach()
+    assert drift.disagreement > 0.5 and drift.nll_change > 1.0
 
 
 def test_only_two_levels(store: Registry) -> None:
