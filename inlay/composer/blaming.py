@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from inlay.composer.ablations import AblatedModel, Ablation
 from inlay.composer.measure import GENERAL, SuiteLike, suite_of
 from inlay.composer.model import BaseLike, ComposedModel, compose
 from inlay.composer.plan import TreeWalk
 from inlay.composer.removal import Node, allowed_of, alone, members_of, name_of, without
 from inlay.composer.slots import MergedSlot, Slot
-from inlay.composer.voices import Choir, Voice
 from inlay.errors import InputError
-from inlay.evals.blame import BlameReport, Heard, Part
+from inlay.evals.blame import BlameReport, Measured, Part
 from inlay.evals.blame import blame as blamed
 from inlay.evals.cache import Cache
 from inlay.evals.decoding import Decoding
@@ -28,7 +28,7 @@ from inlay.evals.suites import Suite
 from inlay.registry import Lock, Registry, Version
 from inlay.registry.canonical import digest_of_json
 
-BASE = Voice()
+BASE = Ablation()
 KIND = "blame"
 """What the registry calls the reports, and the cache the outcomes."""
 
@@ -70,15 +70,15 @@ def blame(
             f"{model.target.ref} was detached and cannot answer", fix="compose it again, or swap to it"
         )
     layout = _Layout(store, model.target, deep=deep)
-    with Choir(model, layout.voices, layout.slots) as choir:
-        ear = _Ear(choir, store, layout, model, say)
-        heard = {
-            role: [ear.listen(suite) for suite in each]
+    with AblatedModel(model, layout.ablations, layout.slots) as ablated:
+        scores = _Scores(ablated, store, layout, model, say)
+        measured = {
+            role: [scores.of(suite) for suite in each]
             for role, each in (("general", suites), ("target", targets))
         }
 
-    def of(voice: Voice) -> Heard:
-        return Heard(*([found[voice] for found in heard[role]] for role in ("general", "target")))
+    def of(ablation: Ablation) -> Measured:
+        return Measured(*([found[ablation] for found in measured[role]] for role in ("general", "target")))
 
     report = blamed(
         [Part(*said, of(apart), of(rest)) for said, apart, rest in layout.members],
@@ -89,15 +89,15 @@ def blame(
         subject=model.target.ref,
         base_weights=model.target.base.weights,
         kind=layout.kind,
-        passes=ear.passes,
-        remembered=ear.remembered,
+        passes=scores.passes,
+        remembered=scores.remembered,
     )
     store.put_report(model.target.digest, KIND, report.to_dict())
     return report
 
 
 class _Layout:
-    """What has to be heard of a target. `members`: (name, path, weight), alone, without."""
+    """What has to be measured of a target. `members`: (name, path, weight), alone, without."""
 
     def __init__(self, store: Registry, target: Lock | Version, *, deep: bool) -> None:
         tree: Node = (
@@ -109,7 +109,7 @@ class _Layout:
         self._walk = TreeWalk(
             store, (target.provenance or {}).get("merges", {}) if isinstance(target, Lock) else {}
         )
-        self.whole = self._voice(tree)
+        self.whole = self._ablation(tree)
         members = members_of(tree, deep=deep)
         if not members:
             raise InputError(f"{target.ref} has no members to blame, it is the base")
@@ -121,87 +121,87 @@ class _Layout:
                     steps,
                     float(node.get("weight", 1.0)),
                 ),
-                self._voice(alone(tree, path)),
-                self._voice(without(tree, path)),
+                self._ablation(alone(tree, path)),
+                self._ablation(without(tree, path)),
             )
             for name, (path, steps, node) in zip(names, members, strict=True)
         ]
         self.routers = [route.router for route in self._walk.routes]
         self.slots: dict[str, Slot | MergedSlot] = {slot.digest: slot for slot in self._walk.slots}
-        pairs = [voice for _, apart, rest in self.members for voice in (apart, rest)]
-        self.voices = list(dict.fromkeys([BASE, self.whole, *pairs]))
-        """Every way to speak, once: the base first, then the whole."""
+        pairs = [ablation for _, apart, rest in self.members for ablation in (apart, rest)]
+        self.ablations = list(dict.fromkeys([BASE, self.whole, *pairs]))
+        """Every ablation, once: the base first, then the whole."""
 
-    def _voice(self, tree: Node) -> Voice:
+    def _ablation(self, tree: Node) -> Ablation:
         walk = self._walk
         walk.leaves, walk.routes = [], []
         walk.walk(tree, 1.0, (), "")
-        return Voice.of(walk.leaves, walk.slots, allowed_of(tree))
+        return Ablation.of(walk.leaves, walk.slots, allowed_of(tree))
 
-    def signature(self, voice: Voice) -> dict[str, Any]:
-        """What a voice says, in plain JSON: equal for equal voices of any variant."""
+    def signature(self, ablation: Ablation) -> dict[str, Any]:
+        """What an ablation says, in plain JSON: equal for equal ablations of any variant."""
         return {
-            "terms": [[digest, weight, when] for digest, weight, when in voice.terms],
-            "allowed": [[route, allowed, self.routers[route]] for route, allowed in voice.allowed],
+            "terms": [[digest, weight, when] for digest, weight, when in ablation.terms],
+            "allowed": [[route, allowed, self.routers[route]] for route, allowed in ablation.allowed],
         }
 
 
-class _Ear:
-    """Hears every voice on a suite, each from where it is known: the registry, the cache, or the model."""
+class _Scores:
+    """Scores ablations on a suite, each from where it is known: the registry, the cache, or the model."""
 
     def __init__(
-        self, choir: Choir, store: Registry, layout: _Layout, model: ComposedModel, say: Say | None
+        self, ablated: AblatedModel, store: Registry, layout: _Layout, model: ComposedModel, say: Say | None
     ) -> None:
-        self.choir, self.store, self.layout, self.model, self.say = choir, store, layout, model, say
+        self.ablated, self.store, self.layout, self.model, self.say = ablated, store, layout, model, say
         self.cache = Cache.of_environment()
         self.passes = self.remembered = 0
 
-    def listen(self, suite: Suite) -> dict[Voice, tuple[bool, ...]]:
-        """Outcomes of each voice, in item order. What is heard is kept at once."""
-        found: dict[Voice, tuple[bool, ...]] = {}
-        names = {voice: self._name(voice, suite) for voice in self.layout.voices}
-        for voice in self.layout.voices:
-            known = self._registered(voice, suite)
-            if known is None and self._subject(voice) is None:
-                known = _kept(self.cache, names[voice], len(suite))
+    def of(self, suite: Suite) -> dict[Ablation, tuple[bool, ...]]:
+        """Outcomes of each ablation, in item order. What is measured is kept at once."""
+        found: dict[Ablation, tuple[bool, ...]] = {}
+        names = {ablation: self._name(ablation, suite) for ablation in self.layout.ablations}
+        for ablation in self.layout.ablations:
+            known = self._registered(ablation, suite)
+            if known is None and self._subject(ablation) is None:
+                known = _kept(self.cache, names[ablation], len(suite))
             if known is not None:
-                found[voice] = known
+                found[ablation] = known
         self.remembered += len(found)
-        missing = [voice for voice in self.layout.voices if voice not in found]
+        missing = [ablation for ablation in self.layout.ablations if ablation not in found]
         self.passes += len(missing)
-        self.choir.expected = list(missing)
-        for voice in missing:
-            found[voice] = self._measured(voice, suite, len(missing))
-            self.choir.expected.remove(voice)
-            if self._subject(voice) is None:
-                self.cache.write(KIND, names[voice], bytes(b"01"[right] for right in found[voice]))
+        self.ablated.expected = list(missing)
+        for ablation in missing:
+            found[ablation] = self._measured(ablation, suite, len(missing))
+            self.ablated.expected.remove(ablation)
+            if self._subject(ablation) is None:
+                self.cache.write(KIND, names[ablation], bytes(b"01"[right] for right in found[ablation]))
         return found
 
-    def _measured(self, voice: Voice, suite: Suite, count: int) -> tuple[bool, ...]:
-        chat, subject = self.choir.chat(voice), self._subject(voice)
+    def _measured(self, ablation: Ablation, suite: Suite, count: int) -> tuple[bool, ...]:
+        chat, subject = self.ablated.chat(ablation), self._subject(ablation)
         what = f"{self.model.target.ref} on {suite.name}, {count} ways"
         say = self.say
         if subject is not None:
             ref, digest = subject
-            whisper = (lambda _what, done, total: say(what, done, total)) if say else None
-            result = scored(chat, suite, subject=digest, label=ref, store=self.store, say=whisper)
+            inner = (lambda _what, done, total: say(what, done, total)) if say else None
+            result = scored(chat, suite, subject=digest, label=ref, store=self.store, say=inner)
         else:
             progress = (lambda done, total: say(what, done, total)) if say else None
             result = evaluate_model(chat, suite, label=what, progress=progress)
         return tuple(bool(right) for right in result.outcomes)
 
-    def _subject(self, voice: Voice) -> tuple[str, str] | None:
-        """(label, subject) of a voice that the registry knows: the base, the whole, a version by itself."""
-        if voice == BASE:
+    def _subject(self, ablation: Ablation) -> tuple[str, str] | None:
+        """(label, subject) of an ablation the registry knows: the base, the whole, a version by itself."""
+        if ablation == BASE:
             return "base", "base"
-        if voice == self.layout.whole:
+        if ablation == self.layout.whole:
             return self.model.target.ref, self.model.target.digest
-        slot = None if voice.only is None else self.layout.slots[voice.only]
+        slot = None if ablation.only is None else self.layout.slots[ablation.only]
         return (slot.ref, slot.digest) if isinstance(slot, Slot) else None
 
-    def _registered(self, voice: Voice, suite: Suite) -> tuple[bool, ...] | None:
+    def _registered(self, ablation: Ablation, suite: Suite) -> tuple[bool, ...] | None:
         """The outcomes that the registry holds under the same suite, metric, base and protocol."""
-        subject = self._subject(voice)
+        subject = self._subject(ablation)
         if subject is None:
             return None
         chat: Chat = self.model.base_chat
@@ -215,10 +215,10 @@ class _Ear:
                 return tuple(bool(right) for right in record.outcomes)
         return None
 
-    def _name(self, voice: Voice, suite: Suite) -> str:
+    def _name(self, ablation: Ablation, suite: Suite) -> str:
         chat = self.model.base_chat
         key = {
-            "voice": self.layout.signature(voice),
+            "ablation": self.layout.signature(ablation),
             "suite": suite.digest,
             "metric": suite.metric,
             "weights": chat.fingerprint.weights,

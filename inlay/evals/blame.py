@@ -33,8 +33,8 @@ Outcomes = Sequence[Sequence[bool]]
 
 
 @dataclass(frozen=True)
-class Heard:
-    """Right or wrong, item by item, of one way to speak: for each general suite and each target suite."""
+class Measured:
+    """Right or wrong, item by item, of one ablation: for each general suite and each target suite."""
 
     general: Outcomes
     target: Outcomes = ()
@@ -87,7 +87,7 @@ class BlameReport:
     """A variant against its base, and each member's part in the difference; the most to blame first.
 
     `whole`: base -> variant on held-out general items; fractions of items, not percent. `kind`: the operator
-    at the top of the recipe. `passes`: how many ways to speak were measured, `remembered` how many more were
+    at the top of the recipe. `passes`: how many ablations were measured, `remembered` how many more were
     known already.
     """
 
@@ -191,20 +191,20 @@ class BlameReport:
 
 @dataclass(frozen=True)
 class Part:
-    """What `blame` is told about a member: how it is called, and what was heard of it."""
+    """What `blame` is told about a member: how it is called, and what was measured of it."""
 
     name: str
     path: str
     weight: float
-    alone: Heard
-    without: Heard
+    alone: Measured
+    without: Measured
 
 
 def blame(
     parts: Sequence[Part],
     *,
-    base: Heard,
-    whole: Heard,
+    base: Measured,
+    whole: Measured,
     general: Sequence[Suite],
     target: Sequence[Suite] = (),
     subject: str,
@@ -213,14 +213,14 @@ def blame(
     passes: int = 0,
     remembered: int = 0,
 ) -> BlameReport:
-    """The report on `parts` of a variant heard as `whole`; ranked by what removal brings back (estimate),
+    """The report on `parts` of a variant measured as `whole`; ranked by what removal brings back (estimate),
     ties by what a member loses alone, then by its place.
 
     Skills that the base has not got (`statistics.reached`) do not count.
     InputError where outcomes do not cover the suites.
     """
-    for heard in (base, whole, *(h for part in parts for h in (part.alone, part.without))):
-        for suites, outcomes in ((general, heard.general), (target, heard.target)):
+    for measured in (base, whole, *(h for part in parts for h in (part.alone, part.without))):
+        for suites, outcomes in ((general, measured.general), (target, measured.target)):
             if [len(suite) for suite in suites] != [len(found) for found in outcomes]:
                 raise InputError(
                     f"blame needs an outcome for each item: the suites have {[len(s) for s in suites]}, "
@@ -296,7 +296,7 @@ def _skills(general: Sequence[Suite], base: Outcomes) -> dict[str, list[_Place]]
     }
 
 
-def _at(places: Sequence[_Place], before: Heard, after: Heard) -> Paired:
+def _at(places: Sequence[_Place], before: Measured, after: Measured) -> Paired:
     return Paired.of(
         [before.general[place.suite][place.item] for place in places],
         [after.general[place.suite][place.item] for place in places],

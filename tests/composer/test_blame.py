@@ -11,9 +11,9 @@ from composer_fakes import write_lora
 
 from inlay.builtin.skills import split_skills
 from inlay.composer import blame, compose, lock, make_plan
+from inlay.composer.ablations import AblatedModel
 from inlay.composer.bank import Bank
 from inlay.composer.removal import alone, members_of, name_of, without
-from inlay.composer.voices import Choir
 from inlay.errors import InputError
 from inlay.evals import Suite
 from inlay.evals.blame import BlameReport
@@ -51,7 +51,7 @@ def filled(store: Registry, base: Base, tmp_path: Path) -> Registry:
     return store
 
 
-def heard(recipe: Any, store: Registry, base: Base, suite: Suite) -> list[bool]:
+def measured(recipe: Any, store: Registry, base: Base, suite: Suite) -> list[bool]:
     """Outcomes of a recipe composed and asked by itself."""
     model = compose(recipe, store=store, base=base)
     try:
@@ -78,13 +78,13 @@ def test_each_member_of_a_stack_is_heard_as_if_composed_by_itself(
     finally:
         model.detach()
     bare = model.base_chat.matches(general.prompts(), general.answers())
-    whole = heard({"stack": members}, filled, base, general)
+    whole = measured({"stack": members}, filled, base, general)
     assert (report.whole.lost, report.whole.gained) == losses(general, bare, whole)
     assert {member.name for member in report.members} == {f"{name}@v1" for name in NAMES}
     for member in report.members:
         i = [f"{name}@v1" for name in NAMES].index(member.name)
-        by_itself = heard({"stack": [members[i]]}, filled, base, general)
-        rest = heard({"stack": members[:i] + members[i + 1 :]}, filled, base, general)
+        by_itself = measured({"stack": [members[i]]}, filled, base, general)
+        rest = measured({"stack": members[:i] + members[i + 1 :]}, filled, base, general)
         assert (member.alone.lost, member.alone.gained) == losses(general, bare, by_itself)
         assert (member.removed.lost, member.removed.gained) == losses(general, rest, whole)
         assert member.weight == weights[i] and member.path == f"stack.{i}"
@@ -129,11 +129,11 @@ def test_a_merge_is_made_again_without_each_input(filled: Registry, base: Base, 
     finally:
         model.detach()
     assert report.kind == "merge"
-    whole = heard({"merge": inputs, **how}, filled, base, general)
+    whole = measured({"merge": inputs, **how}, filled, base, general)
     assert whole_after == whole, "what was loaded beside the whole is gone again"
     for member in report.members:
         i = [f"{name}@v1" for name in NAMES].index(member.name)
-        rest = heard({"merge": inputs[:i] + inputs[i + 1 :], **how}, filled, base, general)
+        rest = measured({"merge": inputs[:i] + inputs[i + 1 :], **how}, filled, base, general)
         assert (member.removed.lost, member.removed.gained) == losses(general, rest, whole)
 
 
@@ -206,7 +206,7 @@ def test_what_was_heard_is_remembered_and_interruption_loses_little(
     filled: Registry, base: Base, general: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("inlay.composer.voices.TOGETHER", 2)
+    monkeypatch.setattr("inlay.composer.ablations.TOGETHER", 2)
     filled.lock("acme", {"stack": [{"use": f"{name}@v1", "weight": 0.9} for name in NAMES]})
     model = compose("acme@v1", store=filled, base=base)
     passes = 0
@@ -219,8 +219,8 @@ def test_what_was_heard_is_remembered_and_interruption_loses_little(
 
     try:
         with monkeypatch.context() as patch:
-            ask = Choir._ask
-            patch.setattr(Choir, "_ask", lambda self, *given: (stop(), ask(self, *given))[1])
+            ask = AblatedModel._ask
+            patch.setattr(AblatedModel, "_ask", lambda self, *given: (stop(), ask(self, *given))[1])
             with pytest.raises(KeyboardInterrupt):
                 blame(model, general=[general])
         assert filled.reports(model.target.digest, "blame") == []
@@ -248,14 +248,14 @@ def test_a_base_that_takes_one_gate_for_all_rows_is_asked_voice_by_voice(
     try:
         together = blame(model, general=[general])
         monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "empty"))
-        held_at = Choir._held_at
+        held_at = AblatedModel._held_at
 
-        def one_gate(self: Choir, voices: Any, ids: Any) -> Any:
-            if len(set(voices)) > 1:
+        def one_gate(self: AblatedModel, ablations: Any, ids: Any) -> Any:
+            if len(set(ablations)) > 1:
                 raise InputError("a gate for each row needs inputs (rows, length, in)")
-            return held_at(self, voices, ids)
+            return held_at(self, ablations, ids)
 
-        monkeypatch.setattr(Choir, "_held_at", one_gate)
+        monkeypatch.setattr(AblatedModel, "_held_at", one_gate)
         apart = blame(model, general=[general])
     finally:
         model.detach()
@@ -275,8 +275,8 @@ def test_members_below_nested_nodes(filled: Registry, base: Base, general: Suite
     assert {member.name for member in top.members} == {"one@v1", "ties(two@v1, three@v1)"}
     assert {member.path for member in deep.members} == {"stack.0", "stack.1.merge.0", "stack.1.merge.1"}
     three = next(member for member in deep.members if member.name == "three@v1")
-    rest = heard({"stack": ["one@v1", {"use": "two@v1", "weight": 0.5}]}, filled, base, general)
-    whole = heard(recipe, filled, base, general)
+    rest = measured({"stack": ["one@v1", {"use": "two@v1", "weight": 0.5}]}, filled, base, general)
+    whole = measured(recipe, filled, base, general)
     assert (three.removed.lost, three.removed.gained) == losses(general, rest, whole)
 
 

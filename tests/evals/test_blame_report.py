@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from inlay.errors import InputError
-from inlay.evals.blame import BlameReport, Heard, Part, blame
+from inlay.evals.blame import BlameReport, Measured, Part, blame
 from inlay.evals.blame_html import write_blame
 from inlay.evals.blame_text import bar
 from inlay.evals.statistics import Paired, holm, mcnemar, tango_interval
@@ -44,20 +44,20 @@ def outcomes(wrong: Callable[[str, int], bool], suite: Suite = GENERAL) -> list[
     return found
 
 
-def heard(wrong: Callable[[str, int], bool], right_targets: int = 10) -> Heard:
-    return Heard([outcomes(wrong)], [[k < right_targets for k in range(20)]])
+def scores(wrong: Callable[[str, int], bool], right_targets: int = 10) -> Measured:
+    return Measured([outcomes(wrong)], [[k < right_targets for k in range(20)]])
 
 
 def report(**changes: Any) -> BlameReport:
     """Three members: `bad` breaks 20 sums, `odd` 3 words, `fine` nothing; the whole breaks both."""
     parts = [
-        Part("fine@v1", "stack.0", 1.0, heard(lambda s, k: False, 12), heard(broken_by("bad", "odd"), 13)),
-        Part("bad@v1", "stack.1", 0.5, heard(broken_by("bad"), 15), heard(broken_by("odd"), 11)),
-        Part("odd@v1", "stack.2", 1.0, heard(broken_by("odd"), 10), heard(broken_by("bad"), 16)),
+        Part("fine@v1", "stack.0", 1.0, scores(lambda s, k: False, 12), scores(broken_by("bad", "odd"), 13)),
+        Part("bad@v1", "stack.1", 0.5, scores(broken_by("bad"), 15), scores(broken_by("odd"), 11)),
+        Part("odd@v1", "stack.2", 1.0, scores(broken_by("odd"), 10), scores(broken_by("bad"), 16)),
     ]
     given = {
-        "base": heard(lambda s, k: False),
-        "whole": heard(broken_by("bad", "odd"), 16),
+        "base": scores(lambda s, k: False),
+        "whole": scores(broken_by("bad", "odd"), 16),
         "general": [GENERAL],
         "target": [TARGET],
         "subject": "acme@v2",
@@ -98,11 +98,11 @@ def test_a_culprit_is_named_only_where_it_is_shown() -> None:
     assert found.culprit is found.members[0]
     assert "removing bad@v1 brings back 20.0" in found.verdict
     assert not found.members[1].shown, "three items of a hundred: p = 0.25"
-    parts = [Part("odd@v1", "stack.0", 1.0, heard(broken_by("odd")), heard(broken_by()))]
+    parts = [Part("odd@v1", "stack.0", 1.0, scores(broken_by("odd")), scores(broken_by()))]
     weak = blame(
         parts,
-        base=heard(broken_by()),
-        whole=heard(broken_by("odd")),
+        base=scores(broken_by()),
+        whole=scores(broken_by("odd")),
         general=[GENERAL],
         target=[TARGET],
         subject="acme@v2",
@@ -118,17 +118,17 @@ def test_holm_counts_the_members() -> None:
         return skill == "sums" and number < 6
 
     for others, shown in ((0, True), (1, False)):
-        parts = [Part("six@v1", "stack.0", 1.0, heard(wrong), heard(broken_by()))]
-        parts += [Part(f"none{i}@v1", "", 1.0, heard(broken_by()), heard(wrong)) for i in range(others)]
-        found = report_of(parts, heard(wrong))
+        parts = [Part("six@v1", "stack.0", 1.0, scores(wrong), scores(broken_by()))]
+        parts += [Part(f"none{i}@v1", "", 1.0, scores(broken_by()), scores(wrong)) for i in range(others)]
+        found = report_of(parts, scores(wrong))
         assert found.members[0].p == pytest.approx(2 / 64)
         assert (found.culprit is not None) is shown
 
 
-def report_of(parts: Sequence[Part], whole: Heard) -> BlameReport:
+def report_of(parts: Sequence[Part], whole: Measured) -> BlameReport:
     return blame(
         parts,
-        base=heard(broken_by()),
+        base=scores(broken_by()),
         whole=whole,
         general=[GENERAL],
         target=[TARGET],
@@ -139,10 +139,10 @@ def report_of(parts: Sequence[Part], whole: Heard) -> BlameReport:
 
 def test_what_hurts_only_together_is_interaction() -> None:
     parts = [
-        Part(f"{name}@v1", f"stack.{i}", 1.0, heard(broken_by()), heard(broken_by()))
+        Part(f"{name}@v1", f"stack.{i}", 1.0, scores(broken_by()), scores(broken_by()))
         for i, name in enumerate(("one", "two"))
     ]
-    found = report_of(parts, heard(broken_by("bad")))
+    found = report_of(parts, scores(broken_by("bad")))
     assert found.interaction == pytest.approx(0.2)
     assert all(member.shown and member.alone.loss == 0.0 for member in found.members)
     assert "two@v1 shown as well" in found.verdict
@@ -150,10 +150,10 @@ def test_what_hurts_only_together_is_interaction() -> None:
 
 def test_ties_go_to_what_loses_more_alone() -> None:
     parts = [
-        Part("mild@v1", "stack.0", 1.0, heard(broken_by("odd")), heard(broken_by())),
-        Part("harsh@v1", "stack.1", 1.0, heard(broken_by("bad")), heard(broken_by())),
+        Part("mild@v1", "stack.0", 1.0, scores(broken_by("odd")), scores(broken_by())),
+        Part("harsh@v1", "stack.1", 1.0, scores(broken_by("bad")), scores(broken_by())),
     ]
-    assert report_of(parts, heard(broken_by("bad"))).members[0].name == "harsh@v1"
+    assert report_of(parts, scores(broken_by("bad"))).members[0].name == "harsh@v1"
 
 
 def test_targets_say_what_a_member_gains_and_removing_it_costs() -> None:
@@ -185,7 +185,7 @@ def test_the_report_is_the_same_when_read_again() -> None:
 
 def test_outcomes_must_cover_the_suites() -> None:
     with pytest.raises(InputError, match="an outcome for each item"):
-        report(whole=Heard([[True]], [[True] * 20]))
+        report(whole=Measured([[True]], [[True] * 20]))
 
 
 def test_bars_are_drawn_to_an_eighth() -> None:
@@ -200,10 +200,10 @@ def test_the_terminal_gets_80_columns_and_no_commands() -> None:
     from rich.console import Console
 
     nasty = Part(
-        "[red]\x1b[31mevil\n" + "x" * 60, "stack.0", 1.0, heard(broken_by("bad")), heard(broken_by())
+        "[red]\x1b[31mevil\n" + "x" * 60, "stack.0", 1.0, scores(broken_by("bad")), scores(broken_by())
     )
     file = io.StringIO()
-    report_of([nasty], heard(broken_by("bad"))).print(Console(file=file, width=80, color_system=None))
+    report_of([nasty], scores(broken_by("bad"))).print(Console(file=file, width=80, color_system=None))
     text = file.getvalue()
     assert "\x1b" not in text and "[red]" in text
     rows = text.splitlines()
@@ -218,8 +218,10 @@ def test_the_terminal_gets_80_columns_and_no_commands() -> None:
 
 
 def test_the_page_escapes_names_and_needs_nothing_else(tmp_path: Path) -> None:
-    parts = [Part("<script>alert(1)</script>", "stack.0", 1.0, heard(broken_by("bad")), heard(broken_by()))]
-    page = write_blame(tmp_path / "out" / "blame.html", report_of(parts, heard(broken_by("bad")))).read_text()
+    parts = [Part("<script>alert(1)</script>", "stack.0", 1.0, scores(broken_by("bad")), scores(broken_by()))]
+    page = write_blame(
+        tmp_path / "out" / "blame.html", report_of(parts, scores(broken_by("bad")))
+    ).read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "http" not in page.replace("http-equiv", "")
     assert "20.0 [13.3, 28.9]" in page and "<svg" in page

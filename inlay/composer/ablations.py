@@ -1,5 +1,5 @@
-"""Several compositions in one loaded model, asked together: the same items as rows of one batch, each row
-with the gate of its own composition.
+"""Ablations: compositions of one loaded model's members, asked together: the same items as rows of one batch,
+each row with the gate of its own composition.
 
 Everything that speaks lies in the bank's slots, so that nothing is loaded or rebuilt between two of them.
 """
@@ -29,7 +29,7 @@ Term = tuple[str, float, tuple[Condition, ...]]
 
 
 @dataclass(frozen=True)
-class Voice:
+class Ablation:
     """One composition of slots. Two that would say the same are equal.
 
     `allowed`: (number of a route, classes it may choose, None for the base) of the routes that matter.
@@ -44,7 +44,7 @@ class Voice:
         leaves: Sequence[Leaf],
         slots: Sequence[Slot | MergedSlot],
         allowed: Sequence[tuple[int | None, ...]] = (),
-    ) -> Voice:
+    ) -> Ablation:
         """What `leaves` say, without what is silent; a route with one class left is no choice."""
         terms: dict[tuple[str, tuple[Condition, ...]], float] = {}
         for leaf in leaves:
@@ -64,28 +64,30 @@ class Voice:
         return None
 
 
-class Choir:
+class AblatedModel:
     """Voices over the bank of a composed model. Inside `with`, what they need beside what the model has is
     loaded; afterwards the bank is as it was.
 
-    `slots`: everything that a voice may name, by digest.
+    `slots`: everything that an ablation may name, by digest.
     """
 
     def __init__(
-        self, model: ComposedModel, voices: Sequence[Voice], slots: Mapping[str, Slot | MergedSlot]
+        self, model: ComposedModel, ablations: Sequence[Ablation], slots: Mapping[str, Slot | MergedSlot]
     ) -> None:
         self.model = model
-        self.expected: list[Voice] = []
+        self.expected: list[Ablation] = []
         """Voices that will be asked the same next; they are asked together."""
         self._width = TOGETHER
         self._slots = slots
-        self._needed = list(dict.fromkeys(digest for voice in voices for digest, _, _ in voice.terms))
+        self._needed = list(
+            dict.fromkeys(digest for ablation in ablations for digest, _, _ in ablation.terms)
+        )
         self._extra: list[int] = []
         self._numbers: dict[str, int] = {}
         self._scores: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
-        self._said: dict[tuple[Voice, str], list[Any]] = {}
-        self.tokenizer = _Remembering(model.tokenizer)
-        for number in {route for voice in voices for route, _ in voice.allowed}:
+        self._said: dict[tuple[Ablation, str], list[Any]] = {}
+        self.tokenizer = _CachedTokenizer(model.tokenizer)
+        for number in {route for ablation in ablations for route, _ in ablation.allowed}:
             if not hasattr(model._routers[number], "scores"):
                 route = model.plan.routes[number]
                 raise InputError(
@@ -93,7 +95,7 @@ class Choir:
                     f"{route.path or 'the root'} does not"
                 )
 
-    def __enter__(self) -> Choir:
+    def __enter__(self) -> AblatedModel:
         held = self.model._held
         missing = [digest for digest in self._needed if digest not in held]
         bank = self.model._bank
@@ -110,24 +112,24 @@ class Choir:
         if self._folded:
             self.model._bank.fold()
 
-    def chat(self, voice: Voice) -> Chat:
-        """The model as `voice`; what it is asked, the expected ones are asked with it."""
-        return _Speaker(self, voice)
+    def chat(self, ablation: Ablation) -> Chat:
+        """The model as `ablation`; what it is asked, the expected ones are asked with it."""
+        return _AblatedChat(self, ablation)
 
     def together(
         self,
-        voice: Voice,
+        ablation: Ablation,
         what: str,
         prompts: Sequence[Prompt],
         answers: Sequence[str] | None,
         progress: Progress | None,
         how: Mapping[str, Any],
     ) -> list[Any]:
-        """What `voice` says to `prompts`, answered together with the next ones that are expected."""
+        """What `ablation` says to `prompts`, answered together with the next ones that are expected."""
         key = json.dumps([what, prompts, answers, dict(how)], sort_keys=True, default=str)
-        if (voice, key) not in self._said:
-            others = [v for v in self.expected if v != voice and (v, key) not in self._said]
-            group = [voice, *others[: self._width - 1]]
+        if (ablation, key) not in self._said:
+            others = [v for v in self.expected if v != ablation and (v, key) not in self._said]
+            group = [ablation, *others[: self._width - 1]]
             try:
                 found = self._ask(group, what, prompts, answers, progress, how)
             except PromptError:
@@ -136,15 +138,15 @@ class Choir:
                 if len(group) == 1:
                     raise
                 # Some layers (experts of a mixture) see tokens without their rows, and take one gate for all.
-                self._width, group = 1, [voice]
+                self._width, group = 1, [ablation]
                 found = self._ask(group, what, prompts, answers, progress, how)
             for one, said in zip(group, found, strict=True):
                 self._said[one, key] = said
-        return self._said.pop((voice, key))
+        return self._said.pop((ablation, key))
 
     def _ask(
         self,
-        group: Sequence[Voice],
+        group: Sequence[Ablation],
         what: str,
         prompts: Sequence[Prompt],
         answers: Sequence[str] | None,
@@ -154,7 +156,7 @@ class Choir:
         # In the order in which a chat takes its batches, longest first, so that rows meet their gates.
         lengths = [self._length(p, None if answers is None else answers[i]) for i, p in enumerate(prompts)]
         order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
-        rows = [(item, voice) for item in order for voice in group]
+        rows = [(item, ablation) for item in order for ablation in group]
         taken = 0
 
         def route(ids: list[list[int]]) -> contextlib.AbstractContextManager[None]:
@@ -163,7 +165,7 @@ class Choir:
             taken += len(ids)
             if any(self._prompt(prompts[item]) != given for (item, _), given in zip(batch, ids, strict=True)):
                 raise RuntimeError("a chat must take its rows longest first, and took others")
-            return self._held_at([voice for _, voice in batch], ids)
+            return self._held_at([ablation for _, ablation in batch], ids)
 
         base = self.model.base
         chat = Chat(base, model=self.model.base.model, route=route, batch_tokens=self.model.chat.batch_tokens)
@@ -180,40 +182,40 @@ class Choir:
         except PromptError as error:
             raise PromptError(error.message, index=rows[error.index][0], fix=error.fix) from error
         said: list[list[Any]] = [[None] * len(prompts) for _ in group]
-        for (item, voice), one in zip(rows, found, strict=True):
-            said[group.index(voice)][item] = one
+        for (item, ablation), one in zip(rows, found, strict=True):
+            said[group.index(ablation)][item] = one
         return said
 
-    def held_at(self, voice: Voice, ids: list[list[int]]) -> contextlib.AbstractContextManager[None]:
-        """The gate for prompts that all meet one voice."""
-        return self._held_at([voice] * len(ids), ids)
+    def held_at(self, ablation: Ablation, ids: list[list[int]]) -> contextlib.AbstractContextManager[None]:
+        """The gate for prompts that all meet one ablation."""
+        return self._held_at([ablation] * len(ids), ids)
 
     def _held_at(
-        self, voices: Sequence[Voice], ids: list[list[int]]
+        self, ablations: Sequence[Ablation], ids: list[list[int]]
     ) -> contextlib.AbstractContextManager[None]:
         gate = self.model._bank.gate
-        if len(set(voices)) == 1 and not voices[0].allowed:
-            return gate.held_at(self._row(voices[0], {}))
-        choices = self._choices(voices, ids)
-        return gate.held_at(torch.stack([self._row(v, c) for v, c in zip(voices, choices, strict=True)]))
+        if len(set(ablations)) == 1 and not ablations[0].allowed:
+            return gate.held_at(self._row(ablations[0], {}))
+        choices = self._choices(ablations, ids)
+        return gate.held_at(torch.stack([self._row(v, c) for v, c in zip(ablations, choices, strict=True)]))
 
-    def _row(self, voice: Voice, chosen: Mapping[int, int | None]) -> torch.Tensor:
+    def _row(self, ablation: Ablation, chosen: Mapping[int, int | None]) -> torch.Tensor:
         """A value for each slot of the bank."""
         row = torch.zeros(self.model._bank.slots)
-        for digest, weight, when in voice.terms:
+        for digest, weight, when in ablation.terms:
             if all(chosen[route] == expert for route, expert in when):
                 row[self._numbers[digest]] += weight
         return row
 
-    def _choices(self, voices: Sequence[Voice], ids: list[list[int]]) -> list[dict[int, int | None]]:
+    def _choices(self, ablations: Sequence[Ablation], ids: list[list[int]]) -> list[dict[int, int | None]]:
         """What each route that matters to a row chooses: the best class among those allowed."""
-        found: list[dict[int, int | None]] = [{} for _ in voices]
-        for route in sorted({route for voice in voices for route, _ in voice.allowed}):
-            rows = [i for i, voice in enumerate(voices) if route in dict(voice.allowed)]
+        found: list[dict[int, int | None]] = [{} for _ in ablations]
+        for route in sorted({route for ablation in ablations for route, _ in ablation.allowed}):
+            rows = [i for i, ablation in enumerate(ablations) if route in dict(ablation.allowed)]
             self._score(route, [ids[i] for i in rows])
             for i in rows:
                 scores = self._scores[route, tuple(ids[i])]
-                classes = dict(voices[i].allowed)[route]
+                classes = dict(ablations[i].allowed)[route]
                 values = [float(scores[-1 if c is None else c]) for c in classes]
                 found[i][route] = classes[values.index(max(values))]
         return found
@@ -244,18 +246,18 @@ class Choir:
         return len(encode_pair(self.tokenizer, prompt, answer)[0])
 
 
-class _Speaker(Chat):
-    """A chat that speaks as one voice. What it is asked, the voices expected next are asked with it; hidden
-    states it gives by itself."""
+class _AblatedChat(Chat):
+    """A chat that answers as one ablation. What it is asked, the ablations expected next are asked with it;
+    hidden states it gives by itself."""
 
-    def __init__(self, choir: Choir, voice: Voice) -> None:
+    def __init__(self, ablated: AblatedModel, ablation: Ablation) -> None:
         super().__init__(
-            choir.model.base,
-            route=lambda ids: choir.held_at(voice, ids),
-            batch_tokens=choir.model.chat.batch_tokens,
+            ablated.model.base,
+            route=lambda ids: ablated.held_at(ablation, ids),
+            batch_tokens=ablated.model.chat.batch_tokens,
         )
-        self.tokenizer = choir.tokenizer
-        self.choir, self.voice = choir, voice
+        self.tokenizer = ablated.tokenizer
+        self.ablated, self.ablation = ablated, ablation
 
     def matches(
         self, prompts: Sequence[Prompt], answers: Sequence[str], *, progress: Progress | None = None
@@ -263,12 +265,12 @@ class _Speaker(Chat):
         pairs = [encode_pair(self.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
         if self._rewritten(pairs, answers):  # the one case in which a chat asks twice, in two orders
             return super().matches(prompts, answers, progress=progress)
-        return self.choir.together(self.voice, "matches", prompts, answers, progress, {})
+        return self.ablated.together(self.ablation, "matches", prompts, answers, progress, {})
 
     def likelihoods(
         self, prompts: Sequence[Prompt], answers: Sequence[str], *, progress: Progress | None = None
     ) -> list[tuple[float, int]]:
-        return self.choir.together(self.voice, "likelihoods", prompts, answers, progress, {})
+        return self.ablated.together(self.ablation, "likelihoods", prompts, answers, progress, {})
 
     def generate(
         self,
@@ -280,11 +282,11 @@ class _Speaker(Chat):
         **decoding: Any,
     ) -> list[str]:
         how = {"max_new_tokens": max_new_tokens, "seed": seed, **decoding}
-        return self.choir.together(self.voice, "generate", prompts, None, progress, how)
+        return self.ablated.together(self.ablation, "generate", prompts, None, progress, how)
 
 
-class _Remembering:
-    """A tokenizer that renders a conversation once: every voice is asked the same."""
+class _CachedTokenizer:
+    """A tokenizer that renders a conversation once: every ablation is asked the same."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
