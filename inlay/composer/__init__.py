@@ -16,7 +16,7 @@ measure.py     scores and forgetting of composed models
 calibrating.py a base's drift alarm, found on deltas that make it forget
 blaming.py     which member costs what: each alone, and the whole without it
 removal.py     a pinned tree of which one member speaks alone, or is taken away
-ablations.py      several compositions in one loaded model, asked together
+ablations.py   several compositions in one loaded model, asked together
 export.py      a stack or a merge leaves as one plain PEFT adapter
 lint.py        what serving engines would say about it
 folding.py     or leaves in the weights of its base
