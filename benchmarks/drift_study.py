@@ -85,7 +85,7 @@ METHODS: dict[str, tuple[float, float]] = {
 `kl-weak`: the anchor with coefficient 1 and 0.1; `replay`: a third of the rows are general prompts of
 protected skills with the base's own answers; `full`: every linear weight, no adapter; `mixture`: LoRA on
 rows of two tasks."""
-RUNS_A_METHOD, PAIRS = 8, 12
+RUNS_A_METHOD, PAIRS = 7, 6
 
 
 def runs() -> list[Run]:
