@@ -168,7 +168,13 @@ class AblatedModel:
             return self._held_at([ablation for _, ablation in batch], ids)
 
         base = self.model.base
-        chat = Chat(base, model=self.model.base.model, route=route, batch_tokens=self.model.chat.batch_tokens)
+        chat = Chat(
+            base,
+            model=base.model,
+            route=route,
+            head_held=lambda: self.head_held(group),
+            batch_tokens=self.model.chat.batch_tokens,
+        )
         chat.tokenizer = self.tokenizer
         asked = [prompts[item] for item, _ in rows]
         expected = () if answers is None else ([answers[item] for item, _ in rows],)
@@ -189,6 +195,12 @@ class AblatedModel:
     def held_at(self, ablation: Ablation, ids: list[list[int]]) -> contextlib.AbstractContextManager[None]:
         """The gate for prompts that all meet one ablation."""
         return self._held_at([ablation] * len(ids), ids)
+
+    def head_held(self, group: Sequence[Ablation]) -> contextlib.AbstractContextManager[None]:
+        """The gate for hidden states of many prompts, which have left their rows. An adapter on the output
+        head has one ablation a batch, since the bank refuses it rows, and no route: plans refuse those."""
+        row = None if len(group) > 1 or group[0].allowed else self._row(group[0], {})
+        return self.model._bank.gate.held_at(row)
 
     def _held_at(
         self, ablations: Sequence[Ablation], ids: list[list[int]]
@@ -254,6 +266,7 @@ class _AblatedChat(Chat):
         super().__init__(
             ablated.model.base,
             route=lambda ids: ablated.held_at(ablation, ids),
+            head_held=lambda: ablated.head_held([ablation]),
             batch_tokens=ablated.model.chat.batch_tokens,
         )
         self.tokenizer = ablated.tokenizer

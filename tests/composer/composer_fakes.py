@@ -29,7 +29,7 @@ def write_lora(folder: Path, base: Base, *, seed: int, strength: float = 0.02, *
         "task_type": "CAUSAL_LM",
     }
     model = get_peft_model(base.model, LoraConfig(**{**settings, **config}))
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     model.unload()
     (folder / "README.md").unlink(missing_ok=True)
     file = folder / "adapter_model.safetensors"

@@ -17,7 +17,7 @@ from inlay.composer.removal import alone, members_of, name_of, without
 from inlay.errors import InputError
 from inlay.evals import Suite
 from inlay.evals.blame import BlameReport
-from inlay.evals.inference import Base
+from inlay.evals.inference import Base, Chat
 from inlay.evals.scoring import evaluate_model
 from inlay.evals.statistics import Paired
 from inlay.registry import Registry
@@ -66,7 +66,7 @@ def losses(suite: Suite, before: list[bool], after: list[bool]) -> tuple[int, in
     return pairs.count((True, False)), pairs.count((False, True))
 
 
-def test_each_member_of_a_stack_is_heard_as_if_composed_by_itself(
+def test_each_member_of_a_stack_is_measured_as_if_composed_by_itself(
     filled: Registry, base: Base, general: Suite
 ) -> None:
     weights = (1.0, 0.5, 0.8)
@@ -91,6 +91,29 @@ def test_each_member_of_a_stack_is_heard_as_if_composed_by_itself(
         assert member.targets[0].removed.delta == pytest.approx((sum(whole) - sum(rest)) / len(general))
     assert report.members[0].removed.loss == max(member.removed.loss for member in report.members)
     assert (report.passes, report.remembered) == (8, 8), "base, whole, three alone and three without, once"
+
+
+def test_an_adapter_on_the_output_head_speaks_in_its_own_ablations_only(
+    filled: Registry, base: Base, general: Suite, tmp_path: Path
+) -> None:
+    folder = write_lora(tmp_path / "head", base, seed=9, strength=0.25, target_modules=["lm_head"])
+    filled.add("head", folder, base=base.fingerprint)
+    members = ["one@v1", "head@v1"]
+    filled.lock("acme", {"stack": members})
+    model = compose("acme@v1", store=filled, base=base)
+    try:
+        report = blame(model, general=[general])
+    finally:
+        model.detach()
+    bare = Chat(base).matches(general.prompts(), general.answers())
+    whole = measured({"stack": members}, filled, base, general)
+    assert whole != bare
+    for member in report.members:
+        (other,) = set(members) - {member.name}
+        by_itself = measured({"stack": [member.name]}, filled, base, general)
+        rest = measured({"stack": [other]}, filled, base, general)
+        assert (member.alone.lost, member.alone.gained) == losses(general, bare, by_itself)
+        assert (member.removed.lost, member.removed.gained) == losses(general, rest, whole)
 
 
 def test_nothing_is_loaded_or_rebuilt(
