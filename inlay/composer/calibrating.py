@@ -20,10 +20,10 @@ from inlay.composer.measure import GENERAL, SuiteLike, suite_of
 from inlay.errors import InputError
 from inlay.evals.calibration import Calibration, Known, keep, known_in
 from inlay.evals.drift import Drift, measure_drift, probe_digest
-from inlay.evals.forgetting import compare
+from inlay.evals.forgetting import compare, reached_part
 from inlay.evals.inference import Base, Chat
 from inlay.evals.ledger import Say, scored
-from inlay.evals.load_time import probe_items
+from inlay.evals.load_time import probe_prompts
 from inlay.evals.scoring import evaluate_model
 from inlay.registry import Registry
 from inlay.registry.fingerprint import cache_dir
@@ -46,16 +46,23 @@ def calibrate(
 ) -> Calibration:
     """Find the threshold of `base`'s alarm on the probe of `general`, and keep it in `store`.
 
-    Costs some twenty scorings of `general`. The base is as before afterwards. Raises InputError where too
-    few models lost enough to be sure of it, for suites without held-out items, and for a base without
-    linear layers in floating point.
+    Costs some twenty scorings of the held-out items of `general` that can be lost. The base is as before
+    afterwards. Raises InputError where too few models lost enough to be sure of it, for suites without
+    held-out items of a skill that the base has, and for a base without linear layers in floating point.
     """
     suites = [suite_of(suite, store) for suite in general]
-    prompts = [item.chat for _, item in probe_items(suites)]
     bank = Bank(base.model)
     bank.refuse_others()
     bare, chat = Chat(base, route=lambda _: bank.gate.held_at(None)), Chat(base)
-    before = [scored(bare, suite, subject="base", label="base", store=store, say=say) for suite in suites]
+    before = reached_part(
+        [scored(bare, suite, subject="base", label="base", store=store, say=say) for suite in suites]
+    )
+    if not before:
+        raise InputError(
+            "calibrating needs held-out items of skills that the base has, and there are none",
+            fix="name another general suite with --suite",
+        )
+    prompts = probe_prompts([part.suite for part in before])
     found: list[Known] = []
     # All before the first is loaded: the bank's layers stand between the base's modules and their names.
     made = [synthetic(base.model, kind, seed) for kind in KINDS for seed in SEEDS]
@@ -65,7 +72,7 @@ def calibrate(
                 say("calibrating", done, len(made))
             slot = bank.load(adapter)
             for weight, drift in _drifting(bank, slot, bare, chat, prompts):
-                after = [evaluate_model(chat, suite, subject="synthetic") for suite in suites]
+                after = [evaluate_model(chat, part.suite, subject="synthetic") for part in before]
                 name = f"{adapter.name}, weight {weight:.3g}"
                 found.append(Known(name, "synthetic", drift, compare(before, after).held_out))
             bank.gate.set(None)

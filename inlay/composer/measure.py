@@ -10,8 +10,8 @@ from inlay.composer.model import BaseLike, ComposedModel, compose
 from inlay.composer.weights import weigh
 from inlay.errors import InputError
 from inlay.evals.decoding import Decoding
-from inlay.evals.forgetting import ForgettingReport
-from inlay.evals.ledger import How, Say, measure, paired
+from inlay.evals.forgetting import ForgettingReport, reached_part
+from inlay.evals.ledger import How, Say, measure, paired, scored
 from inlay.evals.load_time import at_load
 from inlay.evals.perturbing import Given
 from inlay.evals.scoring import EvalResult
@@ -93,8 +93,9 @@ def forgetting(
     Losses on protected skills stand beside those on held-out ones; the verdict is about the latter.
     `rigidity`: ask the suites with typos, other letter case, spaces and wordings as well; `Given` adds
     misspellings, wordings and variants of one's own. `overhead`: time the model against its base as well.
-    With `level="load"` nothing is scored or kept: one pass over a fixed probe says how far the model drifted
-    and whether that is an alarm.
+    With `level="load"` the model is not scored and no report is kept: one pass over a fixed probe says how
+    far it drifted and whether that is an alarm. Which skills the base has, and so what the probe asks, is
+    measured once for each base and suite.
     """
     if level not in ("load", "registration"):
         raise InputError(f"the level must be load or registration, and is {level[:40]!r}")
@@ -106,7 +107,7 @@ def forgetting(
             model.base_chat,
             model.chat,
             label=model.target.ref,
-            general=[suite_of(s, store) for s in general],
+            general=_probed(model, [suite_of(s, store) for s in general], store, say),
             store=store,
             cache=cache_dir(),
         )
@@ -126,3 +127,11 @@ def forgetting(
         say=say,
     )
     return model.report
+
+
+def _probed(model: ComposedModel, suites: Sequence[Suite], store: Registry, say: Say | None) -> list[Suite]:
+    """What a probe is dealt from: the held-out items of skills that the base has."""
+    bases = [
+        scored(model.base_chat, suite, subject="base", label="base", store=store, say=say) for suite in suites
+    ]
+    return [part.suite for part in reached_part(bases)]

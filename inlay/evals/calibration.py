@@ -168,12 +168,12 @@ class Alarm:
         source = (
             "the most that a model of this base drifted and is known to have lost less than two points"
             if self.calibrated
-            else "a threshold from a study of another base (`inlay eval --calibrate` finds this one's)"
+            else "a threshold from a study of the built-in base (`inlay eval --calibrate` finds this one's)"
         )
         if self.raised:
             return (
                 f"Alarm: {self.signal} is {share(self.value)}, above {share(self.threshold)}, {source}; "
-                "measure it fully."
+                "an alarm asks for the full measurement."
             )
         return (
             f"No alarm, which is no pass: {self.signal} is {share(self.value)}, not above "

@@ -7,7 +7,7 @@ Every figure says whether it is an estimate, a 95% interval (two-sided) or a 95%
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import InputError
@@ -296,11 +296,7 @@ def compare(
         for row in _rows(before, after)
     ]
     skills = _by(general, lambda row: (row.item.skill, row.item.held_out))
-    able = {
-        key
-        for key, rows in skills.items()
-        if reached([row.was for row in rows], [row.item.guess for row in rows])
-    }
+    able = _able(bases)
     counted = [row for row in general if (row.item.skill, row.item.held_out) in able]
     slices = _by(
         [row for row in counted if row.item.slice is not None],
@@ -323,6 +319,37 @@ def compare(
         gained=_flips(row for row in counted if row.right and not row.was),
         unreached=tuple(sorted({skill for skill, _ in skills} - {skill for skill, _ in able})),
     )
+
+
+def reached_part(bases: Sequence[EvalResult]) -> list[EvalResult]:
+    """The base's results on the held-out items of skills that it has (`statistics.reached`): what can be
+    lost. Graded suites know no such skills and keep all their held-out items; suites of which nothing is left
+    are left out."""
+    able, parts = _able(bases), []
+    for result in bases:
+        kept = [
+            (item, outcome)
+            for item, outcome in zip(result.suite.items, result.outcomes, strict=True)
+            if item.held_out and (result.suite.graded or (item.skill, True) in able)
+        ]
+        if kept:
+            suite = replace(result.suite, items=tuple(item for item, _ in kept))
+            parts.append(replace(result, suite=suite, outcomes=tuple(outcome for _, outcome in kept)))
+    return parts
+
+
+def _able(bases: Sequence[EvalResult]) -> set[tuple[str, bool]]:
+    """(skill, held out) of what the base has, over the right-or-wrong suites together."""
+    answered: dict[tuple[str, bool], list[tuple[bool | float, float]]] = {}
+    for result in bases:
+        if not result.suite.graded:
+            for item, outcome in zip(result.suite.items, result.outcomes, strict=True):
+                answered.setdefault((item.skill, item.held_out), []).append((outcome, item.guess))
+    return {
+        key
+        for key, rows in answered.items()
+        if reached([outcome for outcome, _ in rows], [guess for _, guess in rows])
+    }
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from inlay.errors import InputError
 from inlay.evals.asking import needs_embedding
 from inlay.evals.decoding import Decoding
-from inlay.evals.forgetting import ForgettingReport, compare
+from inlay.evals.forgetting import ForgettingReport, compare, reached_part
 from inlay.evals.load_time import at_load, probe_prompts
 from inlay.evals.overhead import measure_overhead
 from inlay.evals.partial import Partial
@@ -237,15 +237,22 @@ def measure(
 
     pairs = [both(suite) for suite in general]
     targets = [both(suite) for suite in target]
-    loaded = at_load(base, model, label=label, general=general, store=store, cache=cache)
-    report = compare([b for b, _ in pairs], [m for _, m in pairs], targets=targets, drift=loaded.drift)
-    report = replace(report, alarm=loaded.alarm, weights=weights)
+    report = compare([b for b, _ in pairs], [m for _, m in pairs], targets=targets)
+    report = replace(report, weights=weights)
+    probed = [part.suite for part in reached_part([before for before, _ in pairs])]
+    if probed:
+        loaded = at_load(base, model, label=label, general=probed, store=store, cache=cache)
+        report = replace(report, drift=loaded.drift, alarm=loaded.alarm)
     if rigidity is not False:
         roles = [("general", pair) for pair in pairs] + [("target", pair) for pair in targets]
         report = replace(report, rigidity=_rigidity(roles, given, report.unreached, both))
     if overhead:
         times = measure_overhead(
-            base, model, probe_prompts(general), subject=label, base_weights=model.fingerprint.weights
+            base,
+            model,
+            probe_prompts(probed or general),
+            subject=label,
+            base_weights=model.fingerprint.weights,
         )
         report = replace(report, overhead=times.to_dict())
         if store is not None:

@@ -64,7 +64,7 @@ def at_load(
     probe = probe_items(general)
     if not probe:
         raise InputError(
-            "the report at load needs a held-out item in the general suites, and there is none",
+            "the report at load needs a held-out item of a skill that the base has, and there is none",
             fix="measure in full, or name a suite with held-out items",
         )
     seen = pass_over(base, model, [item.chat for _, item in probe], cache=cache)

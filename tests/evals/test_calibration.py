@@ -94,7 +94,7 @@ def test_the_alarm(value: float, raised: bool) -> None:
 def test_an_uncalibrated_base_has_a_threshold_that_says_so() -> None:
     found = alarm(drift(DEFAULT_THRESHOLD + 0.001), None)
     assert (found.raised, found.threshold, found.calibrated) == (True, DEFAULT_THRESHOLD, False)
-    assert "a study of another base" in found.said and "--calibrate" in found.said
+    assert "a study of the built-in base" in found.said and "--calibrate" in found.said
     assert not alarm(drift(DEFAULT_THRESHOLD), None).raised
 
 

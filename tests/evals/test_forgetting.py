@@ -11,7 +11,14 @@ from rich.console import Console
 
 from inlay.errors import InputError
 from inlay.evals.drift import Drift
-from inlay.evals.forgetting import FLIPS_KEPT, ForgettingReport, compare, percent, uninformative
+from inlay.evals.forgetting import (
+    FLIPS_KEPT,
+    ForgettingReport,
+    compare,
+    percent,
+    reached_part,
+    uninformative,
+)
 from inlay.evals.statistics import Paired, holm
 from inlay.evals.suites import Suite
 
@@ -247,3 +254,15 @@ def test_text_fits_80_columns_and_obeys_nobody(lost: set[int]) -> None:
 
 def test_percent_has_no_negative_zero() -> None:
     assert [percent(x) for x in (0.412, -0.0001, 1.0)] == ["41.2", "0.0", "100.0"]
+
+
+def test_what_can_be_lost_is_held_out_and_of_a_skill_that_the_base_has() -> None:
+    suite = suite_of(80, skills=4, held_out=3)
+    lacked = suite.skills[1]
+    base = result_of(suite, [item.skill != lacked for item in suite.items], subject="base")
+    (part,) = reached_part([base])
+    assert [item.id for item in part.suite.items] == [
+        item.id for item in suite.items if item.held_out and item.skill != lacked
+    ]
+    assert len(part.outcomes) == 40 and all(part.outcomes)
+    assert reached_part([result_of(suite, [False] * 80, subject="base")]) == []

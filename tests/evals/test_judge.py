@@ -363,13 +363,13 @@ def test_overhead_is_the_newest_measurements_upper_bound() -> None:
 def test_an_alarm_that_nothing_answered_is_no_pass() -> None:
     raised = Evidence(
         "alarm", "", None, None, None, None, "sha256:a", subject="acme@v2",
-        report={"raised": True, "said": "Alarm: disagreement is 9.1%; measure it fully."},
+        report={"raised": True, "said": "Alarm: disagreement is 9.1%; measure it."},
     )  # fmt: skip
     guard = Guard(gain=0.1, suites=SUITES)
     assert judge(guard, [target(400, 300)]).passed
     verdict = judge(guard, [target(400, 300), raised])
     assert verdict.reasons == [
-        "not enough evidence: Alarm: disagreement is 9.1%; measure it fully, and nothing was measured since; "
+        "not enough evidence: Alarm: disagreement is 9.1%; measure it, and nothing was measured since; "
         "run `inlay forget acme@v2`"
     ]
 

@@ -69,7 +69,7 @@ def test_it_is_a_report_of_one_level_without_a_verdict_on_skills(tmp_path: Path)
     assert report.levels == {"weights": (), "load": ("drift", "alarm"), "registration": ()}
     assert report.held_out.n == 0 and report.alarm is not None and report.alarm["raised"]
     assert report.verdict == f"m@v1: measured at load only. {report.alarm['said']}"
-    assert report.verdict.endswith("measure it fully.")
+    assert report.verdict.endswith("an alarm asks for the full measurement.")
     assert ForgettingReport.from_dict(report.to_dict()) == report
 
 
