@@ -24,6 +24,11 @@ from inlay.cli.console import base_options, common, emit, open_store, progress
     help="Other ways of asking, say a dialect: JSONL of source_id, slice and prompt; with --rigidity.",
 )
 @click.option("--overhead", is_flag=True, help="Time it against its base as well.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="One pass over a fixed probe: drift and its alarm, no verdict, nothing kept.",
+)
 @click.option("--html", metavar="FILE", help="Write the report as one self-contained page.")
 @click.option("--device", default="auto", show_default=True)
 @base_options
@@ -35,6 +40,7 @@ def forget_verb(
     rigidity: bool,
     slices: str | None,
     overhead: bool,
+    quick: bool,
     html: str | None,
     device: str,
     base: str | None,
@@ -49,6 +55,7 @@ def forget_verb(
     \b
     Example:
       inlay forget acme@prod --eval tickets-test.jsonl --rigidity --html forgetting.html
+      inlay forget acme@prod --quick
     """
     from inlay.cli.bases import base_or_last
     from inlay.composer import compose, forgetting
@@ -67,6 +74,7 @@ def forget_verb(
             store=registry,
             rigidity=given,
             overhead=overhead,
+            level="load" if quick else "registration",
             say=say,
         )
     if html is not None:

@@ -99,6 +99,11 @@ def forgetting(
     """
     if level not in ("load", "registration"):
         raise InputError(f"the level must be load or registration, and is {level[:40]!r}")
+    if level == "load" and (target or overhead or rigidity is not False):
+        raise InputError(
+            "a report at load is one pass over general prompts: no targets, no rigidity, no overhead",
+            fix="leave those away, or measure in full",
+        )
     if isinstance(model, str):
         model = compose(model, store=store, base=base)
     store = store or model.store

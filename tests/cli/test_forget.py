@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from inlay.builtin import base_path
 from inlay.cli import run
 from inlay.evals.overhead import Overhead, measure_overhead
+from inlay.registry import Registry
 from inlay.registry.fingerprint import BaseFingerprint
 
 QUESTIONS = [
@@ -83,6 +84,21 @@ def test_rigidity_slices_and_overhead(
     assert "Rigidity on general suites" in out and "scots" in out and "batch of 1" in out
     page = (work / "out" / "report.html").read_text()
     assert "<h3>Overhead</h3>" in page and "<h3>Rigidity on general suites</h3>" in page
+
+
+def test_quick_is_one_pass_that_keeps_nothing(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(["forget", "legal@v1", "--general", "upper.jsonl", "--quick", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)["result"]
+    assert report["levels"] == {"weights": [], "load": ["drift", "alarm"], "registration": []}
+    assert report["drift"]["items"] == len(QUESTIONS) and report["held_out"]["n"] == 0
+    assert run(["forget", "legal@v1", "--general", "upper.jsonl", "--quick", "--html", "quick.html"]) == 0
+    assert "measured at load only" in capsys.readouterr().out and (work / "quick.html").is_file()
+    store = Registry.open(work / "adapters_store")
+    assert store.reports("legal@v1") == [] and store.evals("legal@v1") == []
+    for other in (["--overhead"], ["--rigidity"], ["--eval", "upper.jsonl"]):
+        assert run(["forget", "legal@v1", "--quick", *other]) == 2
+        assert "a report at load is one pass" in capsys.readouterr().err
 
 
 def test_without_the_options_nothing_of_it_is_measured(
