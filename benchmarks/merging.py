@@ -16,12 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -186,11 +187,17 @@ def against_mergekit(rounds: int, threads: int) -> list[Row]:
     return found
 
 
+def peak_memory() -> int:
+    """Bytes that were resident at most; Linux. `ru_maxrss` would count what the parent held when it forked."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"^VmHWM:\s+(\d+) kB$", status, re.M)[1]) * 1024  # type: ignore[index]
+
+
 def whole_set(method: str) -> list[Row]:
     """In a process of its own, so that the peak is this one's."""
     torch.set_num_threads(2)
     inlay.merge(adapters(), method=method)  # what is imported on the way is not counted
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_memory()
     generator = torch.Generator().manual_seed(0)
     shapes = {
         **{f"self_attn.{p}_proj": (HIDDEN, HIDDEN) for p in "qkvo"},
@@ -215,7 +222,7 @@ def whole_set(method: str) -> list[Row]:
     start = time.perf_counter()
     made = inlay.merge(inputs, method=method, params=PARAMS[method], rank=RANK)
     took = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = peak_memory() - before
     print(
         f"{LAYERS} layers x {len(shapes)} targets, {method}, {len(made.factors)} modules: {took:.1f} s, "
         f"peak {peak / held:.2f}x the {held / 2**20:.0f} MiB of the adapters, the adapters included"
