@@ -188,7 +188,7 @@ def against_mergekit(rounds: int, threads: int) -> list[Row]:
 
 
 def peak_memory() -> int:
-    """Bytes that were resident at most; Linux. `ru_maxrss` would count what the parent held when it forked."""
+    """Bytes that were resident at most; Linux. `ru_maxrss` would count what the parent held at the fork."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"^VmHWM:\s+(\d+) kB$", status, re.M)[1]) * 1024  # type: ignore[index]
 
