@@ -22,7 +22,7 @@ from typing import Any
 
 from inlay.errors import InputError, ReferenceNotFound
 from inlay.evals.contamination import Overlap, Training, normalised, overlaps, training_prompts
-from inlay.evals.statistics import needed_items, probability_of_passing, wilson
+from inlay.evals.statistics import MIN_CLUSTERS, needed_items, probability_of_passing, wilson
 from inlay.evals.suites import Item, Suite, SuiteStore
 from inlay.registry.printable import printable
 
@@ -30,8 +30,6 @@ LEVELS = ("error", "warning", "note")
 FEW = 30
 """Items of a skill under which a warning says that the skill by itself tells little: a score of one half is
 then known to 17 points either way."""
-FEW_GROUPS = 20
-"""Clusters under which an interval that resamples them is too narrow to be believed."""
 CONSTANT = 0.6
 """Share of the commonest answer from which a skill is said to reward a constant reply."""
 LONG_ANSWER = 3
@@ -373,9 +371,12 @@ def _few_groups(items: Sequence[Item]) -> list[Finding]:
     if not any(item.cluster is not None for item in held_out):
         return []
     groups = _independent(held_out)
-    if groups >= FEW_GROUPS:
+    if groups >= MIN_CLUSTERS:
         return []
-    text = f"the held-out items stand in {groups} clusters; under {FEW_GROUPS} intervals are too narrow"
+    text = (
+        f"the held-out items stand in {groups} clusters; under {MIN_CLUSTERS} they speak for themselves alone, "
+        "and no guard takes that"
+    )
     return [Finding("warning", "few-clusters", text)]
 
 
