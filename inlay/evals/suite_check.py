@@ -374,7 +374,7 @@ def _few_groups(items: Sequence[Item]) -> list[Finding]:
     if groups >= MIN_CLUSTERS:
         return []
     text = (
-        f"the held-out items stand in {groups} clusters; under {MIN_CLUSTERS} they speak for themselves alone, "
+        f"the held-out items stand in {groups} clusters; under {MIN_CLUSTERS} they speak for themselves, "
         "and no guard takes that"
     )
     return [Finding("warning", "few-clusters", text)]
