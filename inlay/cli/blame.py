@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import click
 
-from inlay.cli.console import base_options, common, emit, open_store, progress
+from inlay.cli.console import base_options, common, emit, open_store, progress, suite_options
 
 
 @click.command("blame")
 @click.argument("ref")
-@click.option(
-    "--general", multiple=True, metavar="SUITE", help="What must not be forgotten.  [default: general-v1]"
-)
-@click.option(
-    "--eval", "target", multiple=True, metavar="SUITE", help="What was to be gained, reported beside it."
-)
+@suite_options
 @click.option("--deep", is_flag=True, help="Look at the adapters themselves, however nested.")
 @click.option("--html", metavar="FILE", help="Write the report as one self-contained page.")
 @click.option("--device", default="auto", show_default=True)

@@ -68,9 +68,22 @@ def common(function: F) -> F:
     return store_option(json_option(function))
 
 
+_general_option = click.option(
+    "--general", multiple=True, metavar="SUITE", help="What must not be forgotten.  [default: general-v1]"
+)
+_target_option = click.option(
+    "--eval", "target", multiple=True, metavar="SUITE", help="What was to be gained, reported beside it."
+)
+
+
 def base_options(function: F) -> F:
     """--base and --accept-prompt-change, which every verb that loads a base has."""
     return _base_option(_accept_option(function))
+
+
+def suite_options(function: F) -> F:
+    """--general and --eval, which every verb that measures what was forgotten has."""
+    return _general_option(_target_option(function))
 
 
 def coming_in(function: F) -> F:

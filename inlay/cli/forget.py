@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import click
 
-from inlay.cli.console import base_options, common, emit, open_store, progress
+from inlay.cli.console import base_options, common, emit, open_store, progress, suite_options
 
 
 @click.command("forget")
 @click.argument("ref")
-@click.option(
-    "--general", multiple=True, metavar="SUITE", help="What must not be forgotten.  [default: general-v1]"
-)
-@click.option(
-    "--eval", "target", multiple=True, metavar="SUITE", help="What was to be gained, reported beside it."
-)
+@suite_options
 @click.option(
     "--rigidity", is_flag=True, help="Ask again with typos, other letter case, spaces and wordings."
 )
@@ -27,7 +22,7 @@ from inlay.cli.console import base_options, common, emit, open_store, progress
 @click.option(
     "--quick",
     is_flag=True,
-    help="One pass over a fixed probe: drift and its alarm, no verdict, nothing kept.",
+    help="One pass over a fixed probe: drift and its alarm, no verdict.",
 )
 @click.option("--html", metavar="FILE", help="Write the report as one self-contained page.")
 @click.option("--device", default="auto", show_default=True)
