@@ -3,10 +3,10 @@
     y = W x + B (g ⊙ (A x))
 
 A (R, in) and B (out, R) hold the factors of every loaded adapter side by side; g is the gate: how much of
-each adapter a row of the batch gets. Adapters are loaded, unloaded and weighed anew while the model stays as
-it is: R is a capacity that grows geometrically, and what one adapter leaves the next one takes. The base's
-modules stay what they are, inside; taking the bank off puts the very same objects back, so the base is
-bit-exact by construction.
+each adapter a row of the batch gets, or a token of it, where a router inside the layer chooses from x.
+Adapters are loaded, unloaded and weighed anew while the model stays as it is: R is a capacity that grows
+geometrically, and what one adapter leaves the next one takes. The base's modules stay what they are, inside;
+taking the bank off puts the very same objects back, so the base is bit-exact by construction.
 
 Knows tensors and modules. Does not know recipes, routers or the registry.
 """
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from inlay.composer.gate import Gate, Layout, Site, Span, State, Work
+from inlay.composer.gate import Gate, State, Work
 from inlay.composer.paths import folded_weight, looked_up, multiplied
+from inlay.composer.site import Layout, Site, Span
 from inlay.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,11 +34,15 @@ class BankLayer(nn.Module):
     """A linear layer or an embedding of the base with the bank's factors beside it.
 
     `down`: A (capacity, in); `up`: B transposed (capacity, out); both in the layer's dtype (the model's where
-    the layer is quantised), not trained, not saved. `spans`: the columns of each slot.
+    the layer is quantised), not trained, not saved. `spans`: the columns of each slot. `module`: the layer's
+    name in the model, by which token routes know it.
     """
 
-    def __init__(self, inner: nn.Module, shape: tuple[int, int], dtype: torch.dtype, gate: Gate) -> None:
+    def __init__(
+        self, module: str, inner: nn.Module, shape: tuple[int, int], dtype: torch.dtype, gate: Gate
+    ) -> None:
         super().__init__()
+        self.module = module
         weight: torch.Tensor = inner.weight  # type: ignore[assignment]
         self.inner = inner
         self.gate = gate
@@ -68,11 +73,11 @@ class BankLayer(nn.Module):
         if state.folded and self.folded is not None:
             return self._forward_folded(x, self.folded)
         y = self.inner(x)
-        if state.rows is None:
+        if state.closed:
             return y
         prepared = self._prepared
         if prepared is None or prepared[0] is not state or prepared[1] != x.shape:
-            prepared = self._prepared = (state, x.shape, self.gate.work(self._site(x)))
+            prepared = self._prepared = (state, x.shape, self.gate.work(self._site(x), self.module))
         work = prepared[2]
         if work is None:
             return y
@@ -92,7 +97,7 @@ class BankLayer(nn.Module):
 
     def _site(self, x: torch.Tensor) -> Site:
         batched = x.ndim == (2 if self.lookup else 3)
-        if not (batched or self.gate.state.constant):
+        if not (batched or self.gate.state.uniform):
             # Where tokens have been flattened or dispatched nobody knows any more whose they are.
             raise InputError(
                 f"a gate for each row needs inputs (rows, length, in), and a layer got {tuple(x.shape)}",
@@ -285,11 +290,11 @@ class Bank:
         changes. The base's own tensors stay where they are. Sums are rounded to the weights' dtype, so in
         half precision the numbers differ from the unfolded ones by its rounding.
 
-        InputError for a gate that is closed or has rows, and for layers that are not `plain`.
+        InputError for a gate that is closed, has rows or routes tokens, and for layers that are not `plain`.
         """
         state = self.gate.state
-        if state.rows is None or not state.constant:
-            raise InputError("only a gate that is open and the same for all rows can be folded")
+        if state.rows is None or not state.constant or state.tokens:
+            raise InputError("only a gate that is open and the same for all rows and tokens can be folded")
         for module, layer in self.layers.items():
             if not layer.plain:
                 raise InputError(
@@ -368,7 +373,7 @@ class Bank:
                 "embeddings can be"
             )
         weight: torch.Tensor = inner.weight  # type: ignore[assignment]
-        return BankLayer(inner, shape, self._dtype(weight), self.gate)
+        return BankLayer(module, inner, shape, self._dtype(weight), self.gate)
 
     def _dtype(self, weight: torch.Tensor) -> torch.dtype:
         computed = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -26,6 +26,21 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class TokenShape:
+    """What one layer has to do for one batch whose tokens choose experts of their own.
+
+    `tokens`: in all rows that take part. `features`: in + out. `columns`: how many the dense path multiplies.
+    `ranks`: the columns of each expert that can be chosen; `chosen`: how many a token takes.
+    """
+
+    tokens: int
+    features: int
+    columns: int
+    ranks: tuple[int, ...]
+    chosen: int
+
+
+@dataclass(frozen=True)
 class Costs:
     """Seconds: for starting an operation; for a multiply-add of a product and of a batched one; for reading
     an element of the factors from memory; for copying one."""
@@ -69,7 +84,29 @@ def estimate(shape: Shape, costs: Costs) -> dict[str, float]:
     return seconds
 
 
-def choose(shape: Shape, costs: Costs) -> str:
+def estimate_tokens(shape: TokenShape, costs: Costs) -> dict[str, float]:
+    """Seconds of each path once the tokens have chosen; experts are taken to be chosen equally often.
+
+    Operations are counted with those that only look at a tensor anew. The copies of columns for each token
+    soon outgrow a cache: they pass through memory three times, read, written and read back. Tokens set apart
+    are copied out and their sums put back.
+    """
+    experts, picks = len(shape.ranks), shape.tokens * shape.chosen
+    reached, width = min(experts, picks), sum(shape.ranks) / experts
+    copied = picks * max(shape.ranks) * shape.features
+    spread = shape.tokens * experts * shape.columns
+    return {
+        "dense": 11 * costs.call
+        + shape.features * shape.columns * (shape.tokens * costs.product + costs.read)
+        + spread * costs.product,
+        "segmented": (14 + 13 * reached) * costs.call
+        + shape.features * width * (picks * costs.product + reached * costs.read)
+        + 2 * picks * shape.features * costs.copy,
+        "gathered": 15 * costs.call + copied * (costs.copy + 3 * costs.read + costs.batched),
+    }
+
+
+def choose(shape: Shape | TokenShape, costs: Costs) -> str:
     """The path with the least estimate; of equals the one named first: dense, segmented, gathered."""
-    seconds = estimate(shape, costs)
+    seconds = estimate(shape, costs) if isinstance(shape, Shape) else estimate_tokens(shape, costs)
     return min(seconds, key=lambda path: seconds[path])

@@ -1,7 +1,8 @@
-"""The gate: how much of each adapter of a bank a row gets.
+"""The gate: how much of each adapter of a bank a row gets, and which routers choose for its tokens.
 
 One object, seen by all layers of a bank. For each layer it prepares once what a forward needs (which path,
-which columns, which rows), and keeps that until it is set again: a decode step finds it ready.
+which columns, which rows), and keeps that until it is set again: a decode step finds it ready, and only what
+hangs on the tokens themselves is left to do.
 """
 
 from __future__ import annotations
@@ -9,69 +10,60 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
-from inlay.composer.costs import Costs, Shape, choose
-from inlay.composer.paths import Dense, Gathered, Piece, Segmented
+from inlay.composer.costs import Costs, Shape, TokenShape, choose
+from inlay.composer.observed import Observed
+from inlay.composer.paths import Dense, Gathered, Piece, Segmented, Still
+from inlay.composer.site import Site
+from inlay.composer.token_paths import Routed
+from inlay.composer.token_routes import CheckedRoute, TokenRoute
 from inlay.errors import InputError
 
-Span = tuple[int, int]
-"""(first column, rank) of a slot in one module; (0, 0) where the adapter leaves the module alone."""
-
-Work = Dense | Gathered | Segmented
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Where each slot's columns lie in a module. One object for all modules laid out alike."""
-
-    spans: tuple[Span, ...]
-
-
-@dataclass(frozen=True)
-class Site:
-    """A layer as the gate needs to know it, with the shape of what comes in."""
-
-    layout: Layout
-    rows: int
-    length: int
-    features_in: int
-    features_out: int
-    dtype: torch.dtype
-    device: torch.device
-    lookup: bool
-    """An embedding: A is read by ids, not multiplied, and the gathered path does not exist."""
+Work = Still | Routed
 
 
 @dataclass(eq=False)
 class State:
-    """A value and what was prepared from it. `rows`: float32 on the CPU, (n, slots); one row speaks for
-    every row of a batch where `constant`."""
+    """A value with its token routes, and what was prepared from them.
+
+    `rows`: float32 on the CPU, (n, slots); one row speaks for every row of a batch where `constant`.
+    `uniform`: so does all else that speaks. `closed`: nothing speaks.
+    """
 
     value: torch.Tensor | None
     rows: torch.Tensor | None = None
     constant: bool = True
+    tokens: tuple[CheckedRoute, ...] = ()
     folded: bool = False
-    works: dict[Site, Work | None] = field(default_factory=dict)
+    stills: dict[Site, Still | None] = field(default_factory=dict)
+    routed: dict[tuple[str, Site], Work | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.closed = self.rows is None and not self.tokens
+        self.uniform = self.constant and all(route.constant for route in self.tokens)
 
     def uses(self, slot: int) -> bool:
-        return self.rows is not None and slot < self.rows.shape[1] and bool(self.rows[:, slot].any())
+        still = self.rows is not None and slot < self.rows.shape[1] and bool(self.rows[:, slot].any())
+        return still or any(route.uses(slot) for route in self.tokens)
 
 
 class Gate:
     """How much of each slot a row gets.
 
     Values are None (nothing loaded speaks: the bare base), a tensor (slots,) for the whole batch, or
-    (rows, slots) for each row of it. Slots beyond the last one given get nothing. `loaded` is the bank's own
-    list of what is in its slots, None where one is free; `path` forces one path wherever it exists, for tests
-    and measurements.
+    (rows, slots) for each row of it. Slots beyond the last one given get nothing. Token routes add to that
+    what each token chooses by itself. `loaded` is the bank's own list of what is in its slots, None where one
+    is free; `path` forces one path wherever it exists, for tests and measurements.
     """
 
     def __init__(self, loaded: Sequence[object | None]) -> None:
         self.loaded = loaded
         self.path: str | None = None
         self._states = [State(None)]
+        self._observers: list[Observed] = []
 
     @property
     def value(self) -> torch.Tensor | None:
@@ -85,9 +77,10 @@ class Gate:
         """Does the gate, now or once a `held_at` ends, give anything to this slot?"""
         return any(state.uses(slot) for state in self._states)
 
-    def set(self, value: torch.Tensor | None) -> None:
-        """Raises InputError for a weight that is not finite or belongs to a slot without an adapter."""
-        self._states[-1] = self._checked(value)
+    def set(self, value: torch.Tensor | None, tokens: Sequence[TokenRoute] = ()) -> None:
+        """Raises InputError for a weight that is not finite or belongs to a slot without an adapter, and for
+        a token route that is not whole."""
+        self._states[-1] = self._checked(value, tokens)
 
     def reset(self) -> None:
         """Closed, now and once a `held_at` ends."""
@@ -98,41 +91,71 @@ class Gate:
             state.folded = False
 
     @contextlib.contextmanager
-    def held_at(self, value: torch.Tensor | None) -> Iterator[None]:
-        """Inside, the gate has this value; afterwards the one it had."""
-        self._states.append(self._checked(value))
+    def held_at(self, value: torch.Tensor | None, tokens: Sequence[TokenRoute] = ()) -> Iterator[None]:
+        """Inside, the gate has this value and these token routes; afterwards what it had."""
+        self._states.append(self._checked(value, tokens))
         try:
             yield
         finally:
             self._states.pop()
 
-    def _checked(self, value: torch.Tensor | None) -> State:
+    @contextlib.contextmanager
+    def observed(self) -> Iterator[Observed]:
+        """Inside, every layer tells what its tokens choose."""
+        seen = Observed()
+        self._observers.append(seen)
+        try:
+            yield seen
+        finally:
+            self._observers.remove(seen)
+
+    def _checked(self, value: torch.Tensor | None, tokens: Sequence[TokenRoute]) -> State:
         # A gate that is zero everywhere costs nothing and leaves the base's output untouched to the bit.
-        if value is None:
-            return State(None)
         with torch.inference_mode(False), torch.no_grad():
-            rows = value.detach().to("cpu", torch.float32).clone()
-            if rows.ndim not in (1, 2) or not bool(rows.isfinite().all()):
-                raise InputError(
-                    "a gate must be finite, (slots,) or (rows, slots), "
-                    f"and this one is {'not finite' if rows.ndim in (1, 2) else tuple(rows.shape)}"
-                )
-            constant = rows.ndim == 1
-            rows = rows.reshape(1, -1) if constant else rows
-            for slot in rows.any(0).nonzero().flatten().tolist():
-                if slot >= len(self.loaded) or self.loaded[slot] is None:
-                    raise InputError(f"a weight must belong to a loaded adapter, and slot {slot} holds none")
-            return State(value, rows, constant) if bool(rows.any()) else State(None)
+            rows, constant = self._checked_rows(value)
+            routes = tuple(CheckedRoute.of(route, self.loaded) for route in tokens)
+            if all(route.silent for route in routes):
+                routes = ()
+            return State(None if rows is None else value, rows, constant, routes)
 
-    def work(self, site: Site) -> Work | None:
+    def _checked_rows(self, value: torch.Tensor | None) -> tuple[torch.Tensor | None, bool]:
+        if value is None:
+            return None, True
+        rows = value.detach().to("cpu", torch.float32).clone()
+        if rows.ndim not in (1, 2) or not bool(rows.isfinite().all()):
+            raise InputError(
+                "a gate must be finite, (slots,) or (rows, slots), "
+                f"and this one is {'not finite' if rows.ndim in (1, 2) else tuple(rows.shape)}"
+            )
+        constant = rows.ndim == 1
+        rows = rows.reshape(1, -1) if constant else rows
+        for slot in rows.any(0).nonzero().flatten().tolist():
+            if slot >= len(self.loaded) or self.loaded[slot] is None:
+                raise InputError(f"a weight must belong to a loaded adapter, and slot {slot} holds none")
+        return (rows, constant) if bool(rows.any()) else (None, True)
+
+    def work(self, site: Site, module: str) -> Work | None:
         """What this layer has to do for a batch of this shape; None where nothing speaks there."""
-        works = self._states[-1].works
-        if site not in works:
+        state = self._states[-1]
+        known = (module, site) in state.routed if state.tokens else site in state.stills
+        if not known:
             with torch.inference_mode(False), torch.no_grad():
-                works[site] = self._prepare(site)
-        return works[site]
+                if site not in state.stills:
+                    state.stills[site] = self._prepare(site)
+                if state.tokens:
+                    state.routed[module, site] = self._with_tokens(site, module)
+        return state.routed[module, site] if state.tokens else state.stills[site]
 
-    def _prepare(self, site: Site) -> Work | None:
+    def _with_tokens(self, site: Site, module: str) -> Work | None:
+        state = self._states[-1]
+        works = [
+            route.work(site, module, number, partial(self._choose, site), self._observers)
+            for number, route in enumerate(state.tokens)
+        ]
+        speaking = tuple(work for work in works if work is not None)
+        return Routed(state.stills[site], speaking) if speaking else state.stills[site]
+
+    def _prepare(self, site: Site) -> Still | None:
         state = self._states[-1]
         if state.rows is None:
             return None
@@ -146,17 +169,11 @@ class Gate:
             return None
         if state.constant:
             return self._prepare_constant(site, weights[0], sorted(spans[slot] + (slot,) for slot in active))
-        if site.rows % len(weights):
-            raise InputError(
-                f"a gate with a row for each of {len(weights)} prompts must meet a batch of as many rows, "
-                f"or a multiple, and meets {site.rows}"
-            )
-        # Beam search and several samples a prompt repeat each row in place.
-        return self._prepare_rows(site, weights.repeat_interleave(site.rows // len(weights), dim=0), active)
+        return self._prepare_rows(site, site.repeated(weights), active)
 
     def _prepare_constant(
         self, site: Site, weights: torch.Tensor, active: Sequence[tuple[int, int, int]]
-    ) -> Work:
+    ) -> Still:
         """One run of columns that holds every slot that speaks, or the runs between which others lie."""
         runs: list[tuple[int, int, list[float]]] = []
         for start, rank, slot in active:
@@ -185,7 +202,7 @@ class Gate:
             spread[start - lo : stop - lo] = gate
         return Dense(lo, hi, self._vector(site, spread))
 
-    def _prepare_rows(self, site: Site, weights: torch.Tensor, active: Sequence[int]) -> Work:
+    def _prepare_rows(self, site: Site, weights: torch.Tensor, active: Sequence[int]) -> Still:
         spans = site.layout.spans
         lo = min(spans[slot][0] for slot in active)
         hi = max(sum(spans[slot]) for slot in active)
@@ -242,7 +259,8 @@ class Gate:
             return None
         return torch.tensor(gate).to(site.device, site.dtype)
 
-    def _choose(self, site: Site, shape: Shape) -> str:
-        if self.path and (self.path != "gathered" or shape.gathered):
+    def _choose(self, site: Site, shape: Shape | TokenShape) -> str:
+        gathers = isinstance(shape, TokenShape) or shape.gathered
+        if self.path and (self.path != "gathered" or gathers):
             return self.path
         return choose(shape, Costs.on(site.device.type))

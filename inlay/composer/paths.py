@@ -62,8 +62,9 @@ class Gathered:
         self, y: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, project: Project
     ) -> None:
         rows, _, width = self.gate.shape
-        a = down.index_select(0, self.index).view(rows, width, -1)
-        b = up.index_select(0, self.index).view(rows, width, -1)
+        # No -1: a layer that tokens are dispatched to may get none.
+        a = down.index_select(0, self.index).view(rows, width, down.shape[1])
+        b = up.index_select(0, self.index).view(rows, width, up.shape[1])
         y.baddbmm_(torch.bmm(x, a.transpose(1, 2)) * self.gate, b)
 
 
@@ -79,6 +80,12 @@ class Piece:
     hi: int
     gate: torch.Tensor | None
 
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """The rows of x that meet it."""
+        if isinstance(self.rows, torch.Tensor):
+            return x.index_select(0, self.rows)
+        return x if self.rows is None else x[self.rows]
+
 
 @dataclass(frozen=True)
 class Segmented:
@@ -93,7 +100,7 @@ class Segmented:
         self, y: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, project: Project
     ) -> None:
         for piece in self.pieces:
-            part = x if piece.rows is None else x[piece.rows]
+            part = piece.of(x)
             h = project(part, down[piece.lo : piece.hi])
             if piece.gate is not None:
                 h = h * piece.gate
@@ -101,6 +108,10 @@ class Segmented:
                 y.index_add_(0, piece.rows, h @ up[piece.lo : piece.hi])
             else:
                 _add(y if piece.rows is None else y[piece.rows], h, up[piece.lo : piece.hi])
+
+
+Still = Dense | Gathered | Segmented
+"""What stands for whole rows, whatever their tokens are."""
 
 
 def folded_weight(
