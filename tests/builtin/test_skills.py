@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 
 import pytest
 
 from inlay.builtin import general_prompts_path, general_v1_path
 from inlay.builtin.general import split_wider
-from inlay.builtin.lexicon import LIST_WORDS
+from inlay.builtin.lexicon import CITIES, COLOURS, DAYS, DRINKS, FRUITS, JOBS, LIST_WORDS, NAMES
 from inlay.builtin.skills import (
     SKILLS,
     Skill,
@@ -20,7 +20,17 @@ from inlay.builtin.skills import (
     split_skills,
     unique_items,
 )
-from inlay.builtin.tasks import HELD_OUT_WORDINGS, TASKS, WORDINGS, prompt_of, rows
+from inlay.builtin.tasks import (
+    GOODS,
+    HELD_OUT_WORDINGS,
+    PLACES,
+    RETURNS,
+    STAGES,
+    TASKS,
+    WORDINGS,
+    prompt_of,
+    rows,
+)
 
 BY_NAME = {s.name: s for s in SKILLS}
 
@@ -144,8 +154,56 @@ def test_task_rows(task: str) -> None:
     assert {r["instruction"] for r in train} == set(WORDINGS[task])
     other = rows(task, "test", 50, 0, held_out_wordings=True)
     assert {r["instruction"] for r in other} == set(HELD_OUT_WORDINGS[task])
-    assert not set(WORDINGS[task]) & set(HELD_OUT_WORDINGS[task])
+    assert len({*WORDINGS[task], *HELD_OUT_WORDINGS[task]}) == 4 + 2
     assert prompt_of(test[0]) == test[0]["instruction"] + "\n" + test[0]["input"]
+
+
+def found(words: Iterable[str], text: str) -> str:
+    """The one of `words` that stands in `text`."""
+    (word,) = [w for w in words if re.search(rf"\b{w}\b", text)]
+    return word
+
+
+def found_group(groups: dict[str, tuple[str, ...]], text: str) -> str:
+    """The group whose longest phrase stands in `text`: "too late" goes before "late"."""
+    phrases = {p: name for name, many in groups.items() for p in many if re.search(rf"\b{p}\b", text)}
+    return phrases[max(phrases, key=len)]
+
+
+def route(text: str) -> tuple[str, ...]:
+    """Where from and where to."""
+    cities = re.findall("|".join(CITIES), text)
+    return tuple(reversed(cities)) if cities[0] in text.split(" to ")[-1] else tuple(cities)
+
+
+# further oracles: what a task's answer says, looked up in its input word by word
+TASK_ORACLES: dict[str, Callable[[str], str]] = {
+    "return-receipt": lambda x: (
+        f"receipt > {found_group(RETURNS, re.split(r' is | it is ', x)[1])} > "
+        f"{found(GOODS, x)} / {found(COLOURS, x)} > {found(NAMES, x)} @ {found(CITIES, x)}"
+    ),
+    "delivery-line": lambda x: (
+        f"delivery > {found_group(PLACES, x)} > {found((*GOODS, *FRUITS, *DRINKS), x)} > "
+        f"{' - '.join(route(x))} / {found(DAYS, x)}"
+    ),
+    "team-record": lambda x: (
+        f"team > {found_group(STAGES, x)} > {found(JOBS, x)} > {found(NAMES, x)} @ {found(CITIES, x)} / "
+        f"{found(DAYS, x)}"
+    ),
+}
+
+
+@pytest.mark.parametrize("task", sorted(TASK_ORACLES))
+def test_answers_of_tasks_agree_with_an_oracle(task: str) -> None:
+    for row in rows(task, "train", 1000, 3):
+        assert TASK_ORACLES[task](row["input"]) == row["output"], row["input"]
+
+
+def test_a_wording_belongs_to_one_task_and_to_no_general_prompt() -> None:
+    wordings = [w for held in (WORDINGS, HELD_OUT_WORDINGS) for many in held.values() for w in many]
+    assert len(set(wordings)) == len(wordings) == 6 * len(TASKS)
+    general = [line["prompt"] for path in (general_v1_path(), general_prompts_path()) for line in lines(path)]
+    assert not [w for w in wordings for prompt in general if w in prompt]
 
 
 def test_unknown_task_and_split_are_refused() -> None:
