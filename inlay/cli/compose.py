@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,9 +13,13 @@ from inlay.cli.console import base_options, common, emit, open_store, printable_
 
 if TYPE_CHECKING:
     from inlay.composer import Plan
+    from inlay.composer.model import Answer
     from inlay.composer.overlaps import Overlap
     from inlay.composer.slots import MergedSlot
     from inlay.composer.weights import WeightReport
+
+EXPLAINED = 4
+"""Experts that `--explain` shows of each route, the likeliest first."""
 
 
 @click.command("plan")
@@ -73,7 +77,21 @@ def plan_verb(
 
 @click.command("lock")
 @click.argument("name")
-@click.argument("recipe")
+@click.argument("recipe", required=False)
+@click.option(
+    "--add-expert",
+    "added",
+    multiple=True,
+    metavar="REF",
+    help="One expert more for the route of RECIPE, or of the newest lock; repeatable.",
+)
+@click.option("--drop-expert", "dropped", multiple=True, metavar="NAME", help="One less; repeatable.")
+@click.option(
+    "--examples",
+    multiple=True,
+    metavar="NAME=FILE",
+    help='JSONL of {"prompt"}: requests for the adapter NAME.  [default: kept from its training]',
+)
 @click.option(
     "--general-prompts",
     metavar="FILE",
@@ -86,7 +104,10 @@ def plan_verb(
 @common
 def lock_verb(
     name: str,
-    recipe: str,
+    recipe: str | None,
+    added: tuple[str, ...],
+    dropped: tuple[str, ...],
+    examples: tuple[str, ...],
     general_prompts: str | None,
     seed: int,
     alias: str | None,
@@ -98,23 +119,29 @@ def lock_verb(
 ) -> None:
     """Resolve RECIPE (a YAML file) afresh and keep it as the next lock of the variant NAME.
 
-    Routers are fitted here. A lock never changes: run this again when the adapters have moved on.
+    Routers are fitted here. A lock never changes: run this again when the adapters have moved on. Without
+    RECIPE it is that of the newest lock.
 
     \b
-    Example:
+    Examples:
       inlay lock acme acme.yaml --why "faq and tickets"
+      inlay lock acme --add-expert slips@prod --drop-expert faq --why "slips instead of faq"
     """
     from inlay.cli.bases import base_or_last
     from inlay.cli.look import lock_dict
     from inlay.composer import lock
+    from inlay.composer.experts import with_experts, written
+    from inlay.registry import Recipe
 
     registry = open_store(store)
+    parsed = written(registry, name) if recipe is None else Recipe.of(recipe)
     made = lock(
         registry,
         name,
-        recipe,
+        with_experts(parsed, add=added, drop=dropped) if added or dropped else parsed,
         base=base_or_last(base),
         general_prompts=general_prompts,
+        examples=_prompts_by_name(examples),
         accept_prompt_change=accept_prompt_change,
         why=why,
         seed=seed,
@@ -132,7 +159,14 @@ def lock_verb(
 @click.argument("ref")
 @click.argument("prompts", nargs=-1, required=True)
 @click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--explain", is_flag=True, help="Say which expert a router chose.")
+@click.option("--explain", is_flag=True, help="Say which experts a router chose, and how sure it was.")
+@click.option("--expert", metavar="NAME", help="The expert to ask, where a route goes by request.")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="NAME",
+    help="Reach this adapter and no other that is not named so, whatever a router says; repeatable.",
+)
 @click.option("--device", default="auto", show_default=True)
 @base_options
 @common
@@ -141,6 +175,8 @@ def generate_verb(
     prompts: tuple[str, ...],
     max_new_tokens: int,
     explain: bool,
+    expert: str | None,
+    allow: tuple[str, ...],
     device: str,
     base: str | None,
     accept_prompt_change: bool,
@@ -155,26 +191,56 @@ def generate_verb(
     """
     from inlay.cli.bases import base_or_last
     from inlay.composer import compose
-    from inlay.registry import printable
 
     composed = compose(
         ref,
         store=open_store(store),
         base=base_or_last(base),
         device=device,
+        allow=allow or None,
         accept_prompt_change=accept_prompt_change,
     )
-    answers = composed.generate(list(prompts), max_new_tokens=max_new_tokens)
-    chosen = composed.choices(list(prompts)) if explain else [()] * len(prompts)
+    experts = None if expert is None else [expert] * len(prompts)
+    answers = composed.answers(list(prompts), max_new_tokens=max_new_tokens, experts=experts)
     rows = [
-        {"prompt": p, "answer": a, "served_by": composed.target.ref, "experts": list(c)}
-        for p, a, c in zip(prompts, answers, chosen, strict=True)
+        {
+            "prompt": prompt,
+            "answer": answer.text,
+            "served_by": composed.target.ref,
+            "experts": [each.expert for each in answer.decisions],
+            "routes": [asdict(each) for each in answer.decisions],
+        }
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    lines = [
-        printable(a) + (f"   [{', '.join(c) or composed.target.ref}]" if explain else "")
-        for a, c in zip(answers, chosen, strict=True)
-    ]
-    emit("generate", as_json, rows, "\n".join(lines))
+    lines = [line for answer in answers for line in _answer_lines(answer, composed.target.ref, explain)]
+    emit("generate", as_json, rows, lambda: printable_lines(lines))
+
+
+def _answer_lines(answer: Answer, ref: str, explain: bool) -> list[str]:
+    if not explain:
+        return [answer.text]
+    if not answer.decisions:
+        return [f"{answer.text}   [{ref}]"]
+    lines = [f"{answer.text}   [{', '.join(each.expert for each in answer.decisions)}]"]
+    for each in answer.decisions:
+        likely = sorted(each.scores.items(), key=lambda pair: -pair[1])[:EXPLAINED]
+        said = ", ".join(f"{label} {100 * score:.1f}%" for label, score in likely if score >= 0.0005)
+        where = f" at {each.path}" if each.path else ""
+        lines.append(f"  {each.by}{where}: {said or each.expert}")
+    return lines
+
+
+def _prompts_by_name(given: Sequence[str]) -> dict[str, list[str]]:
+    """NAME=FILE, each the prompts for one adapter."""
+    from inlay.evals.prompts import read_prompts
+
+    found: dict[str, list[str]] = {}
+    for each in given:
+        name, separator, file = each.partition("=")
+        if not separator or not name or not file:
+            raise click.UsageError(f"--examples takes NAME=FILE, got {each!r}")
+        found.setdefault(name, []).extend(read_prompts(file, what=f"examples for {name}"))
+    return found
 
 
 def _plan_text(plan: Plan) -> str:

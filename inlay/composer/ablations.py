@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
+from inlay.composer.factors import Adapter
 from inlay.composer.merging.loading import adapter_of
 from inlay.composer.model import ComposedModel
 from inlay.composer.plan import Condition, Leaf
-from inlay.composer.routers.probe import pooled
+from inlay.composer.routers import Fitted
 from inlay.composer.slots import MergedSlot, Slot
 from inlay.errors import InputError
 from inlay.evals.inference import Chat, Progress, Prompt, PromptError, encode_pair, encode_prompt
@@ -26,6 +27,8 @@ TOGETHER = 5
 """Voices that share a batch. More would save little, and an interruption loses what is under way."""
 Term = tuple[str, float, tuple[Condition, ...]]
 """(digest of a slot, its weight, when it speaks)."""
+Voice = Slot | MergedSlot | Adapter
+"""What an ablation may name: a slot of a plan, or factors that are made already."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,12 @@ class AblatedModel:
     """Voices over the bank of a composed model. Inside `with`, what they need beside what the model has is
     loaded; afterwards the bank is as it was.
 
-    `slots`: everything that an ablation may name, by digest.
+    `slots`: everything that an ablation may name, by digest. Ablations that come up later must name what one
+    of `ablations` does.
     """
 
     def __init__(
-        self, model: ComposedModel, ablations: Sequence[Ablation], slots: Mapping[str, Slot | MergedSlot]
+        self, model: ComposedModel, ablations: Sequence[Ablation], slots: Mapping[str, Voice]
     ) -> None:
         self.model = model
         self.expected: list[Ablation] = []
@@ -88,7 +92,7 @@ class AblatedModel:
         self._said: dict[tuple[Ablation, str], list[Any]] = {}
         self.tokenizer = _CachedTokenizer(model.tokenizer)
         for number in {route for ablation in ablations for route, _ in ablation.allowed}:
-            if not hasattr(model._routers[number], "scores"):
+            if not isinstance(model.routing.routers[number], Fitted):
                 route = model.plan.routes[number]
                 raise InputError(
                     f"an expert is masked where a router scores each prompt once, and {route.by} at "
@@ -100,10 +104,13 @@ class AblatedModel:
         missing = [digest for digest in self._needed if digest not in held]
         bank = self.model._bank
         self._folded = bank.gate.state.folded
-        adapters = [adapter_of(self.model.store, self._slots[digest]) for digest in missing]
+        adapters = [self._adapter(self._slots[digest]) for digest in missing]
         self._extra = bank.load_all(adapters) if adapters else []
         self._numbers = {**held, **dict(zip(missing, self._extra, strict=True))}
         return self
+
+    def _adapter(self, voice: Voice) -> Adapter:
+        return voice if isinstance(voice, Adapter) else adapter_of(self.model.store, voice)
 
     def __exit__(self, *_: object) -> None:
         for number in self._extra:
@@ -237,16 +244,10 @@ class AblatedModel:
         new = [list(one) for one in dict.fromkeys(map(tuple, ids)) if (route, one) not in self._scores]
         if not new:
             return
-        router = self.model._routers[route]
-        with self.model._bank.gate.held_at(None):
-            features = pooled(
-                self.model.base.model,
-                new,
-                self.tokenizer.pad_token_id,
-                seed=router.seed,
-                width=router.width,
-            )
-        for one, scores in zip(new, router.scores(features), strict=True):
+        router = self.model.routing.routers[route]
+        assert isinstance(router, Fitted)
+        found = router.probabilities(self.model._see(new))
+        for one, scores in zip(new, found, strict=True):
             self._scores[route, tuple(one)] = scores
 
     def _prompt(self, prompt: Prompt) -> list[int]:

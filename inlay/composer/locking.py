@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import Conflict, InputError, IntegrityError
+from inlay.evals.prompts import GeneralPrompt, read_general
 from inlay.registry import Lock, Merge, Recipe, Registry, Route, Stack, Use, Version
 from inlay.registry.locking import walk_tree
 from inlay.registry.recipes import FITTED_ROUTERS, Node
@@ -17,10 +18,13 @@ from inlay.registry.recipes import FITTED_ROUTERS, Node
 if TYPE_CHECKING:
     from inlay.composer.model import BaseLike
 
-GENERAL_PROMPTS = 256
-"""How many general prompts stand for the base class of a router."""
+GENERAL_PROMPTS = 1024
+"""How many general prompts, at most, stand for the base class of a router."""
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
+General = str | Path | Sequence[str | GeneralPrompt] | None
+Examples = Mapping[str, Sequence[str]]
+"""Prompts for adapters, by the adapter's name."""
 
 
 def lock(
@@ -29,18 +33,21 @@ def lock(
     recipe: RecipeLike,
     *,
     base: BaseLike = None,
-    general_prompts: str | Path | Sequence[str] | None = None,
+    general_prompts: General = None,
+    examples: Examples | None = None,
+    examples_each: int | None = None,
     accept_prompt_change: bool = False,
     why: str = "",
     seed: int = 0,
 ) -> Lock:
     """Resolve `recipe` afresh and keep it as the next lock of the variant `name`.
 
-    A route's router is fitted on prompts kept with its experts' training runs, and on `general_prompts`
-    (a JSONL file of {"prompt"}, a list, or those that ship) for its base class. The base is needed for that
-    alone. Merges are computed once: what cutting them cost in each module is kept in the lock's provenance.
-    Raises InputError (recipe, a merge that its method does not allow, no examples for an expert),
-    BaseMismatch, Conflict (an alias moved while the router was fitted).
+    A route's router is fitted on prompts kept with its experts' training runs, or on `examples` ({adapter's
+    name: prompts}), at most `examples_each` of them, and on `general_prompts` (a JSONL file of {"prompt"}
+    and, if known, "skill", a list, or those that ship) for its base class. The base is needed for that alone.
+    Merges are computed once: what cutting them cost in each module is kept in the lock's provenance. Raises
+    InputError (recipe, a merge that its method does not allow, fewer than two experts, no examples for one,
+    examples for none), BaseMismatch, Conflict (an alias moved while the router was fitted).
     """
     parsed = Recipe.of(recipe)
     _check_merges(parsed)
@@ -49,17 +56,19 @@ def lock(
         parsed,
         base=base,
         general_prompts=general_prompts,
+        examples=examples,
+        examples_each=examples_each,
         accept_prompt_change=accept_prompt_change,
         seed=seed,
     )
     provenance = _merged(store, parsed, routers)
     made = store.lock(name, parsed, routers=routers, why=why, provenance=provenance)
     if routers:
-        from inlay.composer.model import load_routers
         from inlay.composer.plan import make_plan
+        from inlay.composer.routing import load_routing
 
         try:
-            load_routers(store, make_plan(store, made), made.ref)
+            load_routing(store, make_plan(store, made))
         except IntegrityError as error:
             raise Conflict(
                 f"an alias moved while the router of {made.ref} was fitted", fix="lock it again"
@@ -71,7 +80,7 @@ def _check_merges(recipe: Recipe) -> None:
     """InputError for a merge that its method does not allow, before a router is fitted or a byte is read."""
     from inlay.composer.merging.methods import Settings
 
-    for path, node in _walk(recipe.compose):
+    for path, node in walk_recipe(recipe.compose):
         if isinstance(node, Merge):
             Settings.at(
                 path,
@@ -112,77 +121,90 @@ def fit_routers(
     recipe: Recipe,
     *,
     base: BaseLike = None,
-    general_prompts: str | Path | Sequence[str] | None = None,
+    general_prompts: General = None,
+    examples: Examples | None = None,
+    examples_each: int | None = None,
     accept_prompt_change: bool = False,
     seed: int = 0,
 ) -> dict[str, str]:
-    """Fit the router of every route that needs one: the route's path -> the digest of its weights."""
-    routes = [
-        (path, node)
-        for path, node in _walk(recipe.compose)
-        if isinstance(node, Route) and node.by in FITTED_ROUTERS
-    ]
-    if not routes:
-        return {}
-    from inlay.composer.model import check_base, whereabouts
-    from inlay.composer.routers import ROUTERS
-    from inlay.evals.inference import Base, load_base
-    from inlay.evals.prompts import read_prompts
+    """Fit the router of every route that needs one: the route's path -> the digest of its weights.
 
-    known = {router.name: router for router in ROUTERS}
-    general = read_prompts(general_prompts)
-    step = max(1, len(general) // GENERAL_PROMPTS)
-    loaded = base if isinstance(base, Base) else None
+    InputError as in `lock`, before the base is loaded.
+    """
+    routes = [(path, node) for path, node in walk_recipe(recipe.compose) if isinstance(node, Route)]
+    for path, route in routes:
+        if len(route.experts) < 2:
+            raise InputError(
+                f"a route needs at least two experts, and {path or 'the recipe'} has {len(route.experts)}",
+                fix="use the adapter alone",
+            )
+    members = {
+        path: [list(_versions(store, expert)) for expert in route.experts]
+        for path, route in routes
+        if route.by in FITTED_ROUTERS
+    }
+    known = {version.name for experts in members.values() for each in experts for version in each}
+    for name in examples or {}:
+        if name not in known:
+            raise InputError(
+                f"examples must be for an expert of a route that is fitted, and {name[:60]!r} is none",
+                fix=f"its adapters: {', '.join(sorted(known)[:8]) or 'there is no such route'}",
+            )
+    if not members:
+        return {}
+    shown = {
+        path: [
+            [p for version in versions for p in _examples(store, version, examples or {}, examples_each)]
+            for versions in experts
+        ]
+        for path, experts in members.items()
+    }
+    from inlay.composer.model import check_base, whereabouts
+    from inlay.composer.routers import ROUTERS, Fitted, Material
+    from inlay.evals.inference import Base, load_base
+
+    fittable = {router.name: router for router in ROUTERS if issubclass(router, Fitted)}
+    general = read_general(general_prompts)
+    step = max(1, -(-len(general) // GENERAL_PROMPTS))
     named = recipe.base if isinstance(base, Base) or base is None else base
+    first = next(iter(members.values()))[0][0]
+    loaded = base if isinstance(base, Base) else load_base(named or whereabouts(first.base))
     fitted = {}
     for path, route in routes:
-        if route.by not in known:
-            raise InputError(
-                f"this version routes by {', '.join(known)}, and {path or 'the recipe'} asks for {route.by}"
-            )
-        members = [list(_versions(store, expert)) for expert in route.experts]
-        if loaded is None:
-            loaded = load_base(named or whereabouts(members[0][0].base))
-        first = members[0][0]
-        check_base(first.base, loaded, first.ref, accept_prompt_change=accept_prompt_change)
-        router = known[route.by].fit(
-            loaded,
-            [
-                [prompt for version in versions for prompt in _examples(store, version)]
-                for versions in members
-            ],
-            general[::step][:GENERAL_PROMPTS],
-            experts=["+".join(version.digest for version in versions) for versions in members],
-            seed=seed,
-        )
-        fitted[path] = store.put_object(router.to_bytes())
+        if path in members:
+            for version in (version for versions in members[path] for version in versions):
+                check_base(version.base, loaded, version.ref, accept_prompt_change=accept_prompt_change)
+            digests = ["+".join(version.digest for version in versions) for versions in members[path]]
+            router = fittable[route.by].fit(Material(loaded, shown[path], general[::step], digests, seed))
+            fitted[path] = store.put_object(router.to_bytes())
     return fitted
 
 
-def _examples(store: Registry, version: Version) -> list[str]:
-    run = store.run_of(version) or {}
-    examples = run.get("examples") or []
-    if not examples:
+def _examples(store: Registry, version: Version, given: Examples, each: int | None) -> list[str]:
+    found = given.get(version.name)
+    if found is None:
+        found = (store.run_of(version) or {}).get("examples") or []
+    if not found:
         raise InputError(
             f"a router needs examples of what {version.ref} is for, and its record has none",
-            fix="register it with `inlay add --examples FILE`",
+            fix=f"give some: --examples {version.name}=FILE, or register it with `inlay add --examples FILE`",
         )
-    return list(examples)
+    return list(found)[:each]
 
 
-def _walk(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
+def walk_recipe(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
     """Every node with its path, as the registry names paths: "stack.0", "route.1"."""
     yield path, node
     if isinstance(node, Use):
         return
     operator = "route" if isinstance(node, Route) else "stack" if isinstance(node, Stack) else "merge"
     for i, child in enumerate(node.experts if isinstance(node, Route) else node.members):
-        yield from _walk(child, f"{path}.{operator}.{i}" if path else f"{operator}.{i}")
+        yield from walk_recipe(child, f"{path}.{operator}.{i}" if path else f"{operator}.{i}")
 
 
 def _versions(store: Registry, node: Node) -> Iterator[Version]:
     """The adapters below a node, in the order of the plan's leaves."""
-    for _, leaf in _walk(node):
+    for _, leaf in walk_recipe(node):
         if isinstance(leaf, Use):
             found = store.resolve(leaf.ref)
             if isinstance(found, Lock):

@@ -7,7 +7,8 @@ back, bit for bit, at any time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,17 @@ from inlay.composer.alone import load_alone
 from inlay.composer.bank import Bank
 from inlay.composer.merging.loading import adapter_of
 from inlay.composer.plan import Plan, make_plan
-from inlay.composer.routers.probe import Probe, pooled
+from inlay.composer.prefill import keeps_rows, passed, put_rows, without_last
+from inlay.composer.routers.choice import Choice
+from inlay.composer.routers.seen import Seen, pool, pooled
+from inlay.composer.routing import Ask, Decision, Turn, allow_list, load_routing
 from inlay.errors import BaseMismatch, InputError
-from inlay.evals.inference import Base, Chat, Prompt, load_base
+from inlay.evals.inference import Base, Chat, Prompt, batches_by_length, encode_prompt, load_base, pad
 from inlay.registry import BaseRef, Lock, Recipe, Registry, Version
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
     from inlay.evals import ForgettingReport
     from inlay.registry.fingerprint import BaseFingerprint
@@ -32,19 +36,37 @@ if TYPE_CHECKING:
 BaseLike = str | Path | Base | None
 
 
+@dataclass(frozen=True)
+class Answer:
+    """An answer, and what each route of the plan chose for it."""
+
+    text: str
+    decisions: tuple[Decision, ...]
+
+
 class ComposedModel:
     """A base with the adapters of one lock, or of one adapter version, in its bank.
 
-    `.model` is the transformers model itself; for a stack it speaks as composed wherever it is called. A
-    routed variant must see a whole prompt before it can choose, so there only `.generate` and `.chat` route,
-    and a bare call of `.model` is the base. An adapter without factors is run by PEFT: `.model` is then a
-    PeftModel over the base's tensors (`composer.alone`). `.report` is what was measured last, or None.
+    `.model` is the transformers model itself; for a stack, and where tokens are routed, it speaks as composed
+    wherever it is called. A variant routed by request must see a whole prompt before it can choose, so there
+    only `.generate`, `.answers` and `.chat` route, and a bare call of `.model` is the base. An adapter
+    without factors is run by PEFT: `.model` is then a PeftModel over the base's tensors (`composer.alone`).
+    `.report` is what was measured last, or None.
     """
 
-    def __init__(self, base: Base, store: Registry, target: Lock | Version, plan: Plan) -> None:
+    def __init__(
+        self,
+        base: Base,
+        store: Registry,
+        target: Lock | Version,
+        plan: Plan,
+        *,
+        allow: Collection[str] | None = None,
+    ) -> None:
         self.base = base
         self.store = store
         self.report: ForgettingReport | None = None
+        self.allow = allow_list(allow)
         self._bank = Bank(base.model)
         self._held: dict[str, int] = {}
         self._alone: PeftModel | None = None
@@ -54,7 +76,7 @@ class ComposedModel:
             head_held=lambda: self._bank.gate.held_at(None),
         )
         """The bare base, asked through the same model with the gate closed; the base itself beside PEFT."""
-        self.chat = Chat(base, route=self._routed)
+        self.chat = Chat(base, route=self._routed, prefill=self._prefilled)
         self._load(target, plan)
 
     def _load(self, target: Lock | Version, plan: Plan) -> None:
@@ -62,25 +84,34 @@ class ComposedModel:
 
         Whatever fails, fails before the gate is turned: what served goes on serving.
         """
-        routers = load_routers(self.store, plan, target.ref)
         alone = None
         if plan.alone is not None:
             self._bank.refuse_others()
             alone = load_alone(self.base.model, self.store, plan.alone.version)
         in_bank = plan.slots if alone is None else ()
         missing = {slot.digest: slot for slot in in_bank if slot.digest not in self._held}
-        adapters = [adapter_of(self.store, slot) for slot in missing.values()]
-        held = {**self._held, **dict(zip(missing, self._bank.load_all(adapters), strict=True))}
+        by_tokens = any(route.by_tokens for route in plan.routes)
+        adapters = {
+            digest: adapter_of(self.store, slot)
+            for digest, slot in {slot.digest: slot for slot in in_bank}.items()
+            if digest in missing or by_tokens
+        }
+        routing = load_routing(self.store, plan, adapters)
+        loaded = self._bank.load_all([adapters[digest] for digest in missing])
+        held = {**self._held, **dict(zip(missing, loaded, strict=True))}
         slots = [held[slot.digest] for slot in in_bank]
-        closed = plan.gate(tuple(None for _ in plan.routes)) if alone is None else []
         try:
             self._bank.unfold()
-            self._bank.gate.set(self._gate_rows([closed], slots)[0])
+            # What no request has a say in; where one has, `.chat` sets the gate anew.
+            nobody = tuple(Choice(None) for _ in plan.routes)
+            resting = routing.turn([nobody], [Ask(allow=self.allow)])
+            gate = routing.gate(resting, slots, self._bank.slots) if alone is None else (None, [])
+            self._bank.gate.set(*gate)
         except BaseException:
             for key in missing:
                 self._bank.unload(held[key])
             raise
-        self.target, self.plan, self._routers, self._slots = target, plan, routers, slots
+        self.target, self.plan, self.routing, self._slots = target, plan, routing, slots
         for slot in set(held.values()) - set(slots):
             self._bank.unload(slot)
         self._held = {slot.digest: number for slot, number in zip(in_bank, slots, strict=True)}
@@ -108,61 +139,114 @@ class ComposedModel:
         *,
         max_new_tokens: int = 64,
         weights: Sequence[Mapping[str, float] | None] | None = None,
+        experts: Sequence[str | None] | None = None,
+        allow: Sequence[Collection[str] | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
         **decoding: Any,
     ) -> list[str]:
         """Answers in the order of the prompts; greedy unless `decoding` says otherwise.
 
-        A prompt is a user's string or a list of {"role", "content"} messages. `weights`: for each prompt
-        how much of which member it gets, by the reference that the plan's slot has; members left out get
-        nothing, {} is the bare base, None is what the recipe says. InputError for another number of
-        weights than of prompts, an unknown member, a weight that is not finite, or an adapter run by PEFT.
+        A prompt is a user's string or a list of {"role", "content"} messages. For each prompt, where given:
+        `weights`, how much of which member it gets, by the reference that the plan's slot has; members left
+        out get nothing, {} is the bare base, None is what the recipe says. `experts`: the expert it names,
+        for routes by request; None is the base. `allow`: the adapters it may reach, by name, reference or
+        digest; no router chooses what is not among them, and what the recipe always uses must be; None allows
+        what the model was composed for. InputError for another number of them than of prompts, an unknown
+        member or expert, a weight that is not finite, what may not be reached, members of an adapter run by
+        PEFT.
         """
-        chat = self.chat
-        if weights is not None:
-            if self.plan.alone is not None:
-                raise InputError(
-                    f"only members of a bank can be weighed, and {self.target.ref} is run by PEFT",
-                    fix="ask .base_chat for the base's answers",
+        asks = self._asks(prompts, weights, experts, allow)
+        call = _Call(self, prompts, asks, max_new_tokens)
+        return call.chat.generate(prompts, max_new_tokens=max_new_tokens, progress=progress, **decoding)
+
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 64,
+        weights: Sequence[Mapping[str, float] | None] | None = None,
+        experts: Sequence[str | None] | None = None,
+        allow: Sequence[Collection[str] | None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **decoding: Any,
+    ) -> list[Answer]:
+        """`generate`, and with each answer what every route chose and how sure it was."""
+        call = _Call(
+            self, prompts, self._asks(prompts, weights, experts, allow), max_new_tokens, explain=True
+        )
+        texts = call.chat.generate(prompts, max_new_tokens=max_new_tokens, progress=progress, **decoding)
+        return [Answer(text, decided) for text, decided in zip(texts, call.decided, strict=True)]
+
+    def decide(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        experts: Sequence[str | None] | None = None,
+        allow: Sequence[Collection[str] | None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[tuple[Decision, ...]]:
+        """What each route of the plan chooses for each prompt, without answering. Routes of tokens are
+        watched in a pass over the prompt."""
+        self._refuse_detached()
+        asks = self._asks(prompts, None, experts, allow)
+        ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        found: list[tuple[Decision, ...]] = [()] * len(ids)
+        done = 0
+        for rows in batches_by_length([len(row) for row in ids], self.chat.batch_tokens):
+            given = [asks[i] for i in rows]
+            choices = self.routing.choices(self._see([ids[i] for i in rows]), given)
+            shares: dict[int, torch.Tensor] = {}
+            if self.routing.token_routes:
+                device = self.chat.device
+                padded, mask = pad(
+                    [ids[i] for i in rows], self.tokenizer.pad_token_id, side="left", device=device
                 )
-            if len(weights) != len(prompts):
+                with self._turned(self.routing.turn(choices, given)), self._watched(mask, shares):
+                    passed(self.base.model, padded, mask)
+            for i, decisions in zip(rows, self.routing.decisions(choices, shares), strict=True):
+                found[i] = decisions
+            done += len(rows)
+            if progress:
+                progress(done, len(ids))
+        return found
+
+    def _asks(
+        self,
+        prompts: Sequence[Prompt],
+        weights: Sequence[Mapping[str, float] | None] | None,
+        experts: Sequence[str | None] | None,
+        allow: Sequence[Collection[str] | None] | None,
+    ) -> list[Ask]:
+        for what, given in (("weights", weights), ("expert", experts), ("allow-list", allow)):
+            if given is not None and (isinstance(given, str) or len(given) != len(prompts)):
                 raise InputError(
-                    f"each prompt must have its weights, and there are {len(prompts)} and {len(weights)}",
+                    f"each prompt must have its {what}, and there are {len(prompts)} and "
+                    f"{1 if isinstance(given, str) else len(given)}",
                     fix="write None where a prompt takes what the recipe says",
                 )
-            order = batches_of(self.tokenizer, prompts, max_new_tokens, chat.batch_tokens)
-            rows = iter([self._weights_of([weights[i] for i in batch]) for batch in order])
-            chat = Chat(
-                self.base, route=lambda ids: self._routed(ids, next(rows)), batch_tokens=chat.batch_tokens
+        if self.plan.alone is not None and weights is not None:
+            raise InputError(
+                f"only members of a bank can be weighed, and {self.target.ref} is run by PEFT",
+                fix="ask .base_chat for the base's answers",
             )
-        return chat.generate(prompts, max_new_tokens=max_new_tokens, progress=progress, **decoding)
+        some = [None] * len(prompts)
+        return [
+            Ask(self._weights_of(w), e, self.allow + allow_list(a))
+            for w, e, a in zip(weights or some, experts or some, allow or some, strict=True)
+        ]
 
-    def _weights_of(self, weights: Sequence[Mapping[str, float] | None]) -> list[list[float] | None]:
-        """The gate of each row of a batch, a value for each slot of the plan; None: as the recipe says."""
+    def _weights_of(self, given: Mapping[str, float] | None) -> tuple[float, ...] | None:
+        """A value for each slot of the plan; None: as the recipe says."""
+        if given is None:
+            return None
         names = [slot.ref for slot in self.plan.slots]
-        for name in (name for given in weights for name in given or {}):
+        for name in given:
             if name not in names:
                 raise InputError(
                     f"weights must be for members of {self.target.ref}, and {name!r} is none",
                     fix=f"its members: {', '.join(names)}",
                 )
-        return [
-            None if given is None else [float(given.get(name, 0.0)) for name in names] for given in weights
-        ]
-
-    def choices(self, prompts: Sequence[Prompt]) -> list[tuple[str, ...]]:
-        """What each route of the plan chooses for each prompt: the expert's reference, or "base"."""
-        from inlay.evals.inference import batches_by_length, encode_prompt
-
-        encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
-        found: list[tuple[str, ...]] = [()] * len(encoded)
-        for rows in batches_by_length([len(e) for e in encoded], self.chat.batch_tokens):
-            for i, row in zip(rows, self._choose([encoded[i] for i in rows]), strict=True):
-                found[i] = tuple(
-                    "base" if c is None else route.experts[c]
-                    for c, route in zip(row, self.plan.routes, strict=True)
-                )
-        return found
+        return tuple(float(given.get(name, 0.0)) for name in names)
 
     def swap(self, ref: str | Lock | Version) -> None:
         """Put another lock or version of the same base in the place of this one; what both have stays loaded.
@@ -198,46 +282,150 @@ class ComposedModel:
         self._speaks_through(None)
 
     @contextlib.contextmanager
-    def _routed(
-        self, prompts: list[list[int]], given: Sequence[list[float] | None] | None = None
-    ) -> Iterator[None]:
+    def _routed(self, prompts: list[list[int]], asks: Sequence[Ask] | None = None) -> Iterator[None]:
+        """The gates for a batch of prompts."""
+        self._refuse_detached()
+        if asks is None and self._settled:
+            yield
+            return
+        asks = asks or [Ask(allow=self.allow)] * len(prompts)
+        choices = self.routing.choices(self._see(prompts), asks)
+        with self._turned(self.routing.turn(choices, asks)):
+            yield
+
+    @contextlib.contextmanager
+    def _prefilled(
+        self,
+        prompts: list[list[int]],
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        settings: Mapping[str, Any],
+        asks: Sequence[Ask] | None = None,
+        record: Callable[[list[tuple[Decision, ...]]], None] | None = None,
+    ) -> Iterator[DynamicCache | None]:
+        """The gates for a batch that is to be answered, and the cache to start from. `record` hears what was
+        decided, once it is answered."""
+        self._refuse_detached()
+        if asks is None and self._settled:
+            yield None
+            return
+        asks = asks or [Ask(allow=self.allow)] * len(prompts)
+        seen, cache = self._see(prompts), None
+        if self.routing.reads_states and keeps_rows(settings) and ids.shape[1] > 1:
+            with self._bank.gate.held_at(None):
+                cache, states = passed(self.base.model, ids, mask, states=True)
+            pools = pool(states, mask)
+            seen = replace(seen, look=lambda: pools)
+        choices = self.routing.choices(seen, asks)
+        turn = self.routing.turn(choices, asks)
+        shares: dict[int, torch.Tensor] = {}
+        watched = self._watched(mask, shares) if record is not None else contextlib.nullcontext()
+        with self._turned(turn), watched:
+            yield self._begun(cache, turn, ids, mask)
+        if record is not None:
+            record(self.routing.decisions(choices, shares))
+
+    def _begun(
+        self, cache: DynamicCache | None, turn: Turn, ids: torch.Tensor, mask: torch.Tensor
+    ) -> DynamicCache | None:
+        """The base's cache of all prompts but their last token, the rows of experts computed anew; None where
+        nothing of it would be left."""
+        speaking = turn.speaking
+        if cache is None or bool(speaking.all()):
+            return None
+        cache = without_last(cache)
+        rows = speaking.nonzero().flatten()
+        if len(rows):
+            with self._turned(turn.only(rows)):
+                other, _ = passed(self.base.model, ids[rows, :-1], mask[rows, :-1])
+            assert other is not None  # the same model gave one that could be mended
+            put_rows(cache, rows, other)
+        return cache
+
+    @property
+    def _settled(self) -> bool:
+        """Does the gate stand as the recipe says, whatever is asked?"""
+        return all(route.by_tokens for route in self.plan.routes)
+
+    def _refuse_detached(self) -> None:
         if self.plan.slots and not self._held and self._alone is None:
             raise InputError(
                 f"{self.target.ref} was detached and cannot answer", fix="compose it again, or swap to it"
             )
-        if given is None and not self.plan.routed:
-            yield  # the gate stands as the recipe says
-            return
-        rows = [self.plan.gate(choice) for choice in self._choose(prompts)]
-        if given is not None:
-            rows = [said if mine is None else mine for mine, said in zip(given, rows, strict=True)]
-        with self._bank.gate.held_at(self._gate_rows(rows, self._slots)):
-            yield
 
-    def _choose(self, prompts: list[list[int]]) -> list[tuple[int | None, ...]]:
-        """The choice of every route for every prompt; one pass of the bare base for each router."""
-        columns = []
-        for router in self._routers:
+    def _see(self, prompts: Sequence[Sequence[int]]) -> Seen:
+        """The prompts of one batch; their states are those of the bare base."""
+
+        def look() -> torch.Tensor:
             with self._bank.gate.held_at(None):
-                features = pooled(
-                    self.model, prompts, self.tokenizer.pad_token_id, seed=router.seed, width=router.width
-                )
-            columns.append(router.choose(features))
-        return list(zip(*columns, strict=True)) if columns else [()] * len(prompts)
+                return pooled(self.base.model, prompts, self.tokenizer.pad_token_id)
 
-    def _gate_rows(self, rows: Sequence[Sequence[float]], slots: Sequence[int]) -> torch.Tensor:
-        """A value for each slot of a plan -> one for each slot of the bank, float32 (rows, slots)."""
-        gate = torch.zeros(len(rows), self._bank.slots)
-        gate[:, list(slots)] = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(slots))
-        return gate
+        return Seen(prompts, self.tokenizer, look)
+
+    def _turned(self, turn: Turn) -> contextlib.AbstractContextManager[None]:
+        if self._alone is not None:
+            return contextlib.nullcontext()
+        return self._bank.gate.held_at(*self.routing.gate(turn, self._slots, self._bank.slots))
+
+    @contextlib.contextmanager
+    def _watched(self, mask: torch.Tensor, shares: dict[int, torch.Tensor]) -> Iterator[None]:
+        """Afterwards `shares` holds what the experts of each route of tokens had of prompts under `mask`."""
+        if not self.routing.token_routes:
+            yield
+            return
+        with self._bank.gate.observed() as observed:
+            observed.mask = mask
+            yield
+        for place, number in enumerate(self.routing.token_routes):
+            found = observed.shares(place)
+            experts = len(self.plan.routes[number].experts)
+            shares[number] = torch.zeros(len(mask), experts) if found is None else found
+
+
+class _Call:
+    """One call of a model: what each prompt asks for beside its words, dealt to the batches in which a chat
+    takes them, and what was decided."""
+
+    def __init__(
+        self,
+        model: ComposedModel,
+        prompts: Sequence[Prompt],
+        asks: Sequence[Ask],
+        room: int,
+        *,
+        explain: bool = False,
+    ) -> None:
+        plain = all(ask == Ask(allow=model.allow) for ask in asks)
+        self.model, self.asks, self.explain = model, asks, explain
+        self.decided: list[tuple[Decision, ...]] = [()] * len(prompts)
+        self.chat = model.chat
+        if explain or not plain:
+            self.chat = Chat(
+                model.base,
+                model=model.model,
+                prefill=self._prefilled,
+                batch_tokens=model.chat.batch_tokens,
+            )
+            self._batches = iter(batches_of(model.tokenizer, prompts, room, self.chat.batch_tokens))
+
+    def _prefilled(
+        self, prompts: list[list[int]], ids: torch.Tensor, mask: torch.Tensor, settings: Mapping[str, Any]
+    ) -> contextlib.AbstractContextManager[DynamicCache | None]:
+        batch = next(self._batches)
+
+        def record(decisions: list[tuple[Decision, ...]]) -> None:
+            for i, one in zip(batch, decisions, strict=True):
+                self.decided[i] = one
+
+        return self.model._prefilled(
+            prompts, ids, mask, settings, [self.asks[i] for i in batch], record if self.explain else None
+        )
 
 
 def batches_of(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], room: int, batch_tokens: int
 ) -> list[list[int]]:
     """Which prompts `Chat.generate` answers together, and in which order."""
-    from inlay.evals.inference import batches_by_length, encode_prompt
-
     lengths = [len(encode_prompt(tokenizer, prompt)) + room for prompt in prompts]
     return list(batches_by_length(lengths, batch_tokens))
 
@@ -249,13 +437,16 @@ def compose(
     base: BaseLike = None,
     device: str = "auto",
     dtype: str | None = None,
+    allow: Collection[str] | None = None,
     accept_prompt_change: bool = False,
 ) -> ComposedModel:
     """Load what a reference (`acme@prod`), a recipe (path, YAML, dict), a lock or a version says.
 
     `base`: where the base lies on this machine, or an already loaded one; by default where the registry
-    last saw it. Raises ReferenceNotFound, InputError (recipe, plan), BaseMismatch (another base, or a changed
-    tokenizer or chat template without `accept_prompt_change`), IntegrityError (bytes that changed).
+    last saw it. `allow`: for whom it is composed may reach these adapters only, by name, reference or digest,
+    whatever a router or a request says. Raises ReferenceNotFound, InputError (recipe, plan), BaseMismatch
+    (another base, or a changed tokenizer or chat template without `accept_prompt_change`), IntegrityError
+    (bytes that changed).
     """
     from inlay.registry import Registry as Store
 
@@ -268,7 +459,7 @@ def compose(
         else load_base(base or whereabouts(target.base), device=device, dtype=dtype)
     )
     check_base(target.base, loaded, target.ref, accept_prompt_change=accept_prompt_change)
-    return ComposedModel(loaded, store, target, plan)
+    return ComposedModel(loaded, store, target, plan, allow=allow)
 
 
 def check_base(wanted: BaseRef, loaded: Base, ref: str, *, accept_prompt_change: bool = False) -> None:
@@ -315,33 +506,3 @@ def whereabouts(base: BaseRef) -> str:
     if not base.source:
         raise InputError(f"nobody told where the base {base.name} lies", fix="name it with --base")
     return base.source
-
-
-def load_routers(store: Registry, plan: Plan, ref: str) -> list[Probe]:
-    """The fitted router of each route; InputError or IntegrityError where one is missing or foreign."""
-    routers = []
-    for number, route in enumerate(plan.routes):
-        if route.by != Probe.name:
-            raise InputError(
-                f"{route.path}: this version has no router {route.by!r}", fix=f"route by {Probe.name}"
-            )
-        if route.router is None:
-            raise InputError(
-                f"the route at {route.path} of {ref} has no fitted router", fix="lock the recipe again"
-            )
-        data = store.get_object(route.router)
-        routers.append(Probe.from_bytes(data, base=plan.base.weights, experts=_route_digests(plan, number)))
-    return routers
-
-
-def _route_digests(plan: Plan, number: int) -> list[str]:
-    """For each expert of a route, what it consists of: the digests of its leaves, joined in their order."""
-    return [
-        "+".join(
-            version.digest
-            for leaf in plan.leaves
-            if (number, expert) in leaf.conditions
-            for version in plan.slots[leaf.slot].versions
-        )
-        for expert in range(len(plan.routes[number].experts))
-    ]

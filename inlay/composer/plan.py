@@ -21,7 +21,7 @@ from inlay.registry.canonical import digest_of_json
 from inlay.registry.kinds import ALONE, KINDS
 from inlay.registry.lookup import children
 from inlay.registry.module_names import HEADS, spellings_of
-from inlay.registry.recipes import BASE
+from inlay.registry.recipes import BASE, TOKEN_ROUTERS
 
 DTYPES = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
 """What a bank computes in: safetensors' name of it, torch's, and bytes."""
@@ -42,12 +42,18 @@ class Leaf:
 
 @dataclass(frozen=True)
 class RouteNode:
-    """A choice made for each request: between its experts, or for none of them (the base)."""
+    """A choice made for each request, or each token: between its experts, or for none of them (the base)."""
 
     path: str
     by: str
     experts: tuple[str, ...]
     router: str | None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def by_tokens(self) -> bool:
+        """Is it made for each token and module?"""
+        return self.by in TOKEN_ROUTERS
 
 
 @dataclass(frozen=True)
@@ -99,12 +105,31 @@ class Plan:
         return next((slot for slot in self.slots if isinstance(slot, Slot) and slot.alone), None)
 
     def gate(self, choices: tuple[int | None, ...] = ()) -> list[float]:
-        """The gate of each slot, given what each route chose (None: the base)."""
+        """The gate of each slot, given what each route chose (None: the base); without what routes of tokens
+        give."""
         values = [0.0] * len(self.slots)
         for leaf in self.leaves:
-            if all(choices[route] == expert for route, expert in leaf.conditions):
+            if self._speaks(leaf, choices) and self.token_expert(leaf) is None:
                 values[leaf.slot] += leaf.weight
         return values
+
+    def token_expert(self, leaf: Leaf) -> Condition | None:
+        """The condition of a leaf that hangs on a route of tokens; a leaf has one at most."""
+        return next((c for c in leaf.conditions if self.routes[c[0]].by_tokens), None)
+
+    def token_weights(self, route: int, choices: tuple[int | None, ...] = ()) -> list[float]:
+        """The weights of the leaves under a route of tokens, in the plan's order, 0 where another route chose
+        something else."""
+        return [
+            leaf.weight if self._speaks(leaf, choices) else 0.0
+            for leaf in self.leaves
+            if any(number == route for number, _ in leaf.conditions)
+        ]
+
+    def _speaks(self, leaf: Leaf, choices: tuple[int | None, ...]) -> bool:
+        return all(
+            self.routes[route].by_tokens or choices[route] == expert for route, expert in leaf.conditions
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As `inlay plan --json` prints it."""
@@ -134,7 +159,8 @@ class Plan:
                 for x in self.leaves
             ],
             "routes": [
-                {"path": r.path, "by": r.by, "experts": r.experts, "router": r.router} for r in self.routes
+                {"path": r.path, "by": r.by, "experts": r.experts, "router": r.router, "params": r.params}
+                for r in self.routes
             ],
             "through_peft": self.alone is not None,
             "bytes": self.nbytes,
@@ -231,7 +257,14 @@ class TreeWalk:
             route = node["route"]
             number = len(self.routes)
             experts = tuple(label_of(expert) for expert in route["experts"])
-            self.routes.append(RouteNode(path, route["by"], experts, route.get("router")))
+            self.routes.append(
+                RouteNode(path, route["by"], experts, route.get("router"), route.get("params", {}))
+            )
+            if self.routes[number].by_tokens and any(self.routes[outer].by_tokens for outer, _ in conditions):
+                raise InputError(
+                    f"a token has one route, and {path} is a route by {route['by']} inside of another",
+                    fix="put the experts of both into one, or route one of them by request",
+                )
             for i, (step, expert) in enumerate(children(node)):
                 self.walk(expert, weight, (*conditions, (number, i)), _below(path, step))
 

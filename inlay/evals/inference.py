@@ -29,6 +29,12 @@ Prompt: TypeAlias = "str | list[dict[str, str]]"
 Route: TypeAlias = "Callable[[list[list[int]]], AbstractContextManager[None]]"
 """Given the prompts' token ids of one batch, a context in which the model's gates are set for its rows."""
 
+Prefill: TypeAlias = (
+    "Callable[[list[list[int]], torch.Tensor, torch.Tensor, dict[str, Any]], AbstractContextManager[Any]]"
+)
+"""A `Route` for generation: given the ids of one batch, as lists and left-padded with their mask, and the
+settings of the decoding, a context that yields the cache to start from, or None."""
+
 Progress: TypeAlias = "Callable[[int, int], None]"
 """Called with (items done, items in all)."""
 
@@ -257,7 +263,8 @@ class Chat:
     """A causal language model asked through its chat template.
 
     `route`, where given, is entered around every batch with the prompts' token ids, so that a composed
-    model can set its gates for exactly those rows. Greedy unless told otherwise.
+    model can set its gates for exactly those rows; `prefill`, where given, in its place around generation, so
+    that what was computed to choose is not computed again. Greedy unless told otherwise.
     """
 
     def __init__(
@@ -266,6 +273,7 @@ class Chat:
         *,
         model: PreTrainedModel | None = None,
         route: Route | None = None,
+        prefill: Prefill | None = None,
         head_held: Callable[[], AbstractContextManager[None]] | None = None,
         batch_tokens: int = 4096,
     ) -> None:
@@ -273,6 +281,7 @@ class Chat:
         self.tokenizer = base.tokenizer
         self.fingerprint = base.fingerprint
         self.route = route
+        self.prefill = prefill
         self.head_held = head_held
         self.batch_tokens = batch_tokens
 
@@ -294,6 +303,18 @@ class Chat:
 
     def _routed(self, prompts: list[list[int]]) -> AbstractContextManager[None]:
         return self.route(prompts) if self.route is not None else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _prefilled(
+        self, prompts: list[list[int]], ids: torch.Tensor, mask: torch.Tensor, settings: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Further arguments of transformers' `generate`, and the gates set for it."""
+        if self.prefill is None:
+            with self._routed(prompts):
+                yield {}
+        else:
+            with self.prefill(prompts, ids, mask, settings) as cache:
+                yield {} if cache is None else {"past_key_values": cache}
 
     def generate(
         self,
@@ -326,13 +347,18 @@ class Chat:
             prompt_ids = [encoded[i] for i in rows]
             ids, mask = pad(prompt_ids, self.tokenizer.pad_token_id, side="left", device=self.device)
             start = None if seed is None else seed + number
-            with torch.inference_mode(), self._routed(prompt_ids), drawn_from(start, self.device):
+            with (
+                torch.inference_mode(),
+                self._prefilled(prompt_ids, ids, mask, settings) as begun,
+                drawn_from(start, self.device),
+            ):
                 out = self.model.generate(
                     input_ids=ids,
                     attention_mask=mask,
                     max_new_tokens=max_new_tokens,
                     logits_processor=[*given, _finite_rows(rows)],
                     **settings,
+                    **begun,
                 )
             texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
             for i, text in zip(rows, texts, strict=True):

@@ -4,23 +4,44 @@ judged on."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from inlay.builtin import general_prompts_path
 from inlay.errors import InputError
 
 
-def read_prompts(source: str | Path | Sequence[str] | None) -> list[str]:
-    """A JSONL file of objects with a "prompt", a list of strings, or None for the prompts that ship."""
+@dataclass(frozen=True)
+class GeneralPrompt:
+    """A prompt for no adapter. `skill`: what kind of request it is, None where nobody said."""
+
+    prompt: str
+    skill: str | None = None
+
+
+def read_prompts(source: str | Path | Sequence[str] | None, *, what: str = "general prompts") -> list[str]:
+    """A JSONL file of objects with a "prompt", a list of strings, or None for the prompts that ship. `what`:
+    how errors call them."""
+    return [each.prompt for each in read_general(source, what=what)]
+
+
+def read_general(
+    source: str | Path | Sequence[str | GeneralPrompt] | None, *, what: str = "general prompts"
+) -> list[GeneralPrompt]:
+    """`read_prompts` with the "skill" that the lines name."""
     if source is not None and not isinstance(source, str | Path):
-        return list(source)
+        return [each if isinstance(each, GeneralPrompt) else GeneralPrompt(each) for each in source]
     path = Path(source) if source is not None else general_prompts_path()
     if not path.is_file():
-        raise InputError(
-            f"general prompts must be a JSONL file, and there is none at {path}", fix="check the path"
-        )
-    prompts = []
+        raise InputError(f"{what} must be a JSONL file, and there is none at {path}", fix="check the path")
+    prompts = list(_lines(path))
+    if not prompts:
+        raise InputError(f"{what} must be at least one, and {path} holds none")
+    return prompts
+
+
+def _lines(path: Path) -> Iterator[GeneralPrompt]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
@@ -28,7 +49,5 @@ def read_prompts(source: str | Path | Sequence[str] | None) -> list[str]:
             raise InputError(f"{path}, line {number} is not JSON: {error.msg}") from None
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
             raise InputError(f'{path}, line {number} must be an object with a "prompt"')
-        prompts.append(row["prompt"])
-    if not prompts:
-        raise InputError(f"general prompts must be at least one, and {path} holds none")
-    return prompts
+        skill = row.get("skill")
+        yield GeneralPrompt(row["prompt"], skill if isinstance(skill, str) else None)

@@ -70,17 +70,23 @@ def _check_node(
         need(isinstance(node["method"], str) and node["space"] in SPACES, "a method or a space")
         need(node["rank"] is None or (type(node["rank"]) is int and node["rank"] >= 1), "a rank")
         need("energy" not in node or (_is_number(node["energy"]) and 0 < node["energy"] <= 1), "an energy")
-        need(type(node["seed"]) is int and isinstance(node["params"], dict), "a seed or parameters")
-        need(all(isinstance(v, str | bool) or _is_number(v) for v in node["params"].values()), "parameters")
+        need(type(node["seed"]) is int, "a seed")
+        _check_params(node["params"])
     if operator == "route":
-        need(set(children) <= {"by", "fallback", "experts", "router"}, "a route with other keys")
+        need(set(children) <= {"by", "fallback", "experts", "router", "params"}, "a route with other keys")
         need(children["by"] in ROUTERS and children["fallback"] == BASE, "a route")
         need(("router" in children) == (children["by"] in FITTED_ROUTERS), "a route with half a router")
         need("router" not in children or is_digest(children["router"]), "a router")
+        _check_params(children.get("params", {}))
         children = children["experts"]
     need(isinstance(children, list) and len(children) > 0, "an operator without members")
     for child in children:
         _check_node(child, weights, versions, locks, depth + 1)
+
+
+def _check_params(params: Any) -> None:
+    need(isinstance(params, dict), "parameters")
+    need(all(isinstance(v, str | bool) or _is_number(v) for v in params.values()), "parameters")
 
 
 def _check_copy(node: Mapping[str, Any], locks: Mapping[Place, Row]) -> None:

@@ -4,7 +4,7 @@ A pinned node is the recipe's node with digests for references::
 
     {"use": DIGEST, "name": "legal@v2", "weight": 1.0}
     {"stack": [node…]}   {"merge": [node…], "method", "params", "rank", "space", "seed", "energy"?}
-    {"route": {"by", "experts": [node…], "fallback": "base", "router": DIGEST}}
+    {"route": {"by", "experts": [node…], "fallback": "base", "router": DIGEST?, "params"?}}
 
 with "weight" beside an operator where it is not 1. A variant that is used is copied in, node for node,
 with "lock" (its digest) and "name" (its ref) beside the operator, so that who composes needs to know
@@ -78,6 +78,8 @@ def pin(store: Store, recipe: Recipe, *, routers: Mapping[str, str] | None) -> P
             case Route():
                 route: dict[str, Any] = {"by": node.by, "fallback": node.fallback}
                 route["experts"] = below(node.experts, path, "route")
+                if node.params:
+                    route["params"] = dict(node.params)
                 if routers is not None and node.by in FITTED_ROUTERS:
                     if path not in wanted:
                         raise InputError(

@@ -3,7 +3,7 @@
     recipe = [base: …] [guard: …] (compose: node | the node's own keys)
     node   = reference | {use: reference, weight?} | {stack: [node…], weight?}
            | {merge: [node…], method?, params?, rank? | energy?, space?, seed?, weight?}
-           | {route: {by, experts: [node…], fallback?}, weight?}
+           | {route: {by, experts: [node…], fallback?, params?}, weight?}
 
 Each node has exactly one operator. Unknown and duplicate keys are errors, because a mistyped `weigth` that is
 ignored is a wrong model in production. YAML is read without tags, anchors or aliases, within bounds.
@@ -26,12 +26,13 @@ from inlay.registry.names import parse_reference
 
 MAX_BYTES = 64 << 10
 MAX_DEPTH = 8
-MAX_MEMBERS = 256
+MAX_MEMBERS = 4096
 MAX_RANK = 65_536
 OPERATORS = ("use", "stack", "merge", "route")
 SPACES = ("core", "dense")
 ROUTERS = ("request", "probe", "words", "centroid", "arrow")
 FITTED_ROUTERS = ("probe", "words", "centroid")  # those whose weights are an object in the store
+TOKEN_ROUTERS = ("arrow",)  # those that choose for each token
 BASE = "base"
 _MAX_YAML_DEPTH = 4 * MAX_DEPTH  # a node of the recipe takes up to four levels of YAML
 
@@ -41,7 +42,7 @@ _KEYS = {
     "merge": ("merge", "method", "params", "rank", "energy", "space", "seed", "weight"),
     "route": ("route", "weight"),
 }
-_ROUTE_KEYS = ("by", "experts", "fallback")
+_ROUTE_KEYS = ("by", "experts", "fallback", "params")
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,14 @@ class Merge:
 
 @dataclass(frozen=True)
 class Route:
-    """Experts of which a router picks per request or token; `fallback` is where it abstains to."""
+    """Experts of which a router picks per request or token; `fallback` is where it abstains to. `params` are
+    the router's own, where it has any."""
 
     by: str
     experts: tuple[Node, ...]
     fallback: str = BASE
     weight: float = 1.0
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 Node = Use | Stack | Merge | Route
@@ -291,17 +294,10 @@ def _node(value: Any, place: str, depth: int, count: list[int]) -> Node:
 
 
 def _merge(value: Mapping[str, Any], place: str, depth: int, count: list[int], weight: float) -> Merge:
-    method, params = value.get("method", "linear"), value.get("params") or {}
+    method, params = value.get("method", "linear"), _params(value, place)
     rank, space, seed = value.get("rank"), value.get("space", "core"), value.get("seed", 0)
     if not isinstance(method, str) or not method:
         raise InputError(f"{place}: method must be a name, got {str(method)[:60]!r}")
-    if not isinstance(params, Mapping):
-        raise InputError(f"{place}: params must map names to values, got a {type(params).__name__}")
-    for key, parameter in params.items():
-        if not isinstance(key, str) or not isinstance(parameter, str | int | float | bool):
-            raise InputError(f"{place}: params.{str(key)[:60]} must be a number, a text or true/false")
-        if isinstance(parameter, float) and not math.isfinite(parameter):
-            raise InputError(f"{place}: params.{key[:60]} must be finite, got {parameter}")
     if rank is not None and (type(rank) is not int or not 1 <= rank <= MAX_RANK):
         raise InputError(f"{place}: rank must be a whole number from 1 to {MAX_RANK}, got {str(rank)[:60]!r}")
     energy = value.get("energy")
@@ -316,7 +312,20 @@ def _merge(value: Mapping[str, Any], place: str, depth: int, count: list[int], w
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise InputError(f"{place}: seed must be a whole number from 0, got {str(seed)[:60]!r}")
     members = _nodes(value["merge"], place, depth, count)
-    return Merge(members, method, dict(params), rank, space, seed, weight, energy)
+    return Merge(members, method, params, rank, space, seed, weight, energy)
+
+
+def _params(value: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A node's `params`, as plain scalars by name."""
+    params = value.get("params") or {}
+    if not isinstance(params, Mapping):
+        raise InputError(f"{place}: params must map names to values, got a {type(params).__name__}")
+    for key, parameter in params.items():
+        if not isinstance(key, str) or not isinstance(parameter, str | int | float | bool):
+            raise InputError(f"{place}: params.{str(key)[:60]} must be a number, a text or true/false")
+        if isinstance(parameter, float) and not math.isfinite(parameter):
+            raise InputError(f"{place}: params.{key[:60]} must be finite, got {parameter}")
+    return dict(params)
 
 
 def _route(value: Any, place: str, depth: int, count: list[int], weight: float) -> Route:
@@ -330,7 +339,8 @@ def _route(value: Any, place: str, depth: int, count: list[int], weight: float) 
         )
     if fallback != BASE:
         raise InputError(f"{place}: fallback can only be base so far, got {str(fallback)[:60]!r}")
-    return Route(by, _nodes(value.get("experts"), f"{place}.experts", depth, count), BASE, weight)
+    experts = _nodes(value.get("experts"), f"{place}.experts", depth, count)
+    return Route(by, experts, BASE, weight, _params(value, place))
 
 
 def _nodes(value: Any, place: str, depth: int, count: list[int]) -> tuple[Node, ...]:

@@ -185,10 +185,9 @@ def test_a_masked_expert_leaves_its_prompts_to_the_next_best(filled: Registry, b
     )
     model = compose("acme@v1", store=filled, base=base)
     try:
-        chosen = [choice for (choice,) in model.choices(suite.prompts())]
-        scores = model._routers[0].scores
+        chosen = [each.expert for (each,) in model.decide(suite.prompts())]
         tree = model.target.tree  # type: ignore[union-attr]
-        said = heard_by_hand(model, scores, suite, masked=1)
+        said = heard_by_hand(model, suite, masked=1)
         suite = Suite.of_rows(  # the variant is right everywhere, so that each change is seen
             "routed",
             [
@@ -210,14 +209,14 @@ def test_a_masked_expert_leaves_its_prompts_to_the_next_best(filled: Registry, b
     assert name_of(tree) == "route(one@v1, three@v1)"
 
 
-def heard_by_hand(model: Any, scores: Any, suite: Suite, *, masked: int) -> list[str]:
+def heard_by_hand(model: Any, suite: Suite, *, masked: int) -> list[str]:
     """Answers of a route of two whose expert `masked` may not be chosen, one prompt at a time."""
-    from inlay.composer.routers.probe import features_of
+    from inlay.composer.routers.seen import encoded, see
 
-    router, answers = model._routers[0], []
+    router, answers = model.routing.routers[0], []
     for prompt in suite.prompts():
         with model._bank.gate.held_at(None):
-            row = scores(features_of(model.base, [prompt], seed=router.seed, width=router.width))[0]
+            row = router.probabilities(see(model.base, encoded(model.base, [prompt])))[0]
         row[masked] = -torch.inf
         best = int(row.argmax())
         weights = {} if best == 2 else {model.plan.slots[best].ref: 1.0}

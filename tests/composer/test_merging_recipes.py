@@ -152,10 +152,8 @@ def test_a_router_chooses_between_merges(store: Registry, base: Base, tmp_path: 
     lock(store, "acme", {"route": {"by": "probe", "experts": [merge, "patterned@v1"]}}, base=base)
     model = compose("acme@v1", store=store, base=base)
     try:
-        assert model.choices([prompts["plain"][0], prompts["patterned"][0]]) == [
-            ("plain@v1+rooted@v1",),
-            ("patterned@v1",),
-        ]
+        decided = model.decide([prompts["plain"][0], prompts["patterned"][0]])
+        assert [each.expert for (each,) in decided] == ["plain@v1+rooted@v1", "patterned@v1"]
     finally:
         model.detach()
     plan = make_plan(store, store.resolve("acme@v1"))

@@ -49,7 +49,7 @@ def test_stack_is_the_weighted_sum_of_its_members(filled: Registry, base: Base) 
     try:
         with torch.inference_mode():
             found = model.model(input_ids=ids).logits.clone()
-        assert model.choices(QUEUES) == [()] * len(QUEUES), "a stack has nothing to choose"
+        assert model.decide(QUEUES) == [()] * len(QUEUES), "a stack has nothing to choose"
     finally:
         model.detach()
     assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
@@ -70,7 +70,8 @@ def test_route_chooses_or_leaves_it_to_the_base(filled: Registry, base: Base) ->
     prompts = [QUEUES[0], SLIPS[0], *GENERAL]
     with_bank = compose("acme@v1", store=filled, base=base)
     try:
-        assert with_bank.choices(prompts) == [("queue@v1",), ("slip@v1",), ("base",), ("base",)]
+        chosen = [decided.expert for (decided,) in with_bank.decide(prompts)]
+        assert chosen == ["queue@v1", "slip@v1", "base", "base"]
         mixed = with_bank.generate(prompts, max_new_tokens=6)
         bare = with_bank.base_chat.generate(prompts, max_new_tokens=6)
     finally:

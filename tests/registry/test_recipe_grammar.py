@@ -117,7 +117,7 @@ def test_one_recipe_many_ways(tmp_path: Path) -> None:
         (3, "a path, a YAML text or a dict"),
         ({"stack": [{1: 2}]}, "exactly one operator"),
         ({"stack": [float("nan")]}, "plain data"),
-        ({"stack": ["a"] * 300}, "at most 256 nodes"),
+        ({"stack": ["a"] * 4100}, "at most 4096 nodes"),
     ],
 )  # fmt: skip
 def test_every_slip_is_named(recipe: Any, said: str) -> None:
