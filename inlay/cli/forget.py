@@ -19,6 +19,18 @@ from inlay.cli.console import base_options, common, emit, open_store, progress, 
     help="Other ways of asking, say a dialect: JSONL of source_id, slice and prompt; with --rigidity.",
 )
 @click.option("--overhead", is_flag=True, help="Time it against its base as well.")
+@click.option("--routing", is_flag=True, help="Say how well the router chooses, and what that costs.")
+@click.option(
+    "--expect",
+    metavar="SUITE=EXPERT",
+    multiple=True,
+    help="Which expert a suite of --eval is for, where its training does not say; means --routing.",
+)
+@click.option(
+    "--out-of-scope",
+    metavar="FILE",
+    help='Prompts that no expert is for: JSONL of {"prompt"}; means --routing.',
+)
 @click.option(
     "--quick",
     is_flag=True,
@@ -35,6 +47,9 @@ def forget_verb(
     rigidity: bool,
     slices: str | None,
     overhead: bool,
+    routing: bool,
+    expect: tuple[str, ...],
+    out_of_scope: str | None,
     quick: bool,
     html: str | None,
     device: str,
@@ -50,6 +65,7 @@ def forget_verb(
     \b
     Example:
       inlay forget acme@prod --eval tickets-test.jsonl --rigidity --html forgetting.html
+      inlay forget acme@prod --eval tickets-test.jsonl --routing --expect tickets-test=tickets
       inlay forget acme@prod --quick
     """
     from inlay.cli.bases import base_or_last
@@ -57,6 +73,7 @@ def forget_verb(
     from inlay.evals.perturbing import Given, read_variants
 
     given = Given(variants=read_variants(slices)) if slices is not None else rigidity
+    expected = _expected(expect)
     registry = open_store(store)
     composed = compose(
         ref, store=registry, base=base_or_last(base), device=device, accept_prompt_change=accept_prompt_change
@@ -69,6 +86,8 @@ def forget_verb(
             store=registry,
             rigidity=given,
             overhead=overhead,
+            routing=expected or routing or out_of_scope is not None,
+            out_of_scope=out_of_scope,
             level="load" if quick else "registration",
             say=say,
         )
@@ -84,3 +103,16 @@ def forget_verb(
         report.print()
         if html is not None:
             click.echo(f"written to {html}")
+
+
+def _expected(pairs: tuple[str, ...]) -> dict[str, str]:
+    """What --expect says: name of a suite -> expert."""
+    from inlay.errors import InputError
+
+    found = {}
+    for pair in pairs:
+        suite, equals, expert = pair.partition("=")
+        if not (suite and equals and expert):
+            raise InputError(f"--expect must be SUITE=EXPERT, and is {pair[:60]!r}")
+        found[suite] = expert
+    return found

@@ -13,6 +13,7 @@ costs.py       which of them is the fastest
 model.py       a reference or a recipe becomes a model that answers
 locking.py     a recipe becomes a lock, its routers fitted
 measure.py     scores and forgetting of composed models
+routing_report.py  where their routers send prompts, and what that costs
 calibrating.py a base's drift alarm, found on deltas that make it forget
 blaming.py     which member costs what: each alone, and the whole without it
 removal.py     a pinned tree of which one member speaks alone, or is taken away

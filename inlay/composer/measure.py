@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from inlay.composer.model import BaseLike, ComposedModel, compose
+from inlay.composer.routing_report import aims_of, measure_routing
 from inlay.composer.weights import weigh
 from inlay.errors import InputError
 from inlay.evals.decoding import Decoding
@@ -14,6 +16,7 @@ from inlay.evals.forgetting import ForgettingReport, reached_part
 from inlay.evals.ledger import How, Say, measure, paired, scored
 from inlay.evals.load_time import at_load
 from inlay.evals.perturbing import Given
+from inlay.evals.prompts import read_prompts
 from inlay.evals.scoring import EvalResult
 from inlay.evals.suites import Suite
 from inlay.registry import Registry
@@ -85,6 +88,8 @@ def forgetting(
     base: BaseLike = None,
     rigidity: Given | bool = False,
     overhead: bool = False,
+    routing: bool | Mapping[str, str] = False,
+    out_of_scope: str | Path | Sequence[str] | None = None,
     level: str = "registration",
     say: Say | None = None,
 ) -> ForgettingReport:
@@ -93,16 +98,24 @@ def forgetting(
     Losses on protected skills stand beside those on held-out ones; the verdict is about the latter.
     `rigidity`: ask the suites with typos, other letter case, spaces and wordings as well; `Given` adds
     misspellings, wordings and variants of one's own. `overhead`: time the model against its base as well.
+    `routing`: say how well a route chooses and what that costs on the targets; {name of a target suite: the
+    expert it is for} where that is not plain (`routing_report.aims_of`). `out_of_scope`: prompts that no
+    expert is for, as a list or a JSONL file of {"prompt"}.
     With `level="load"` the model is not scored and no report is kept: one pass over a fixed probe says how
     far it drifted and whether that is an alarm. Which skills the base has, and so what the probe asks, is
     measured once for each base and suite.
     """
     if level not in ("load", "registration"):
         raise InputError(f"the level must be load or registration, and is {level[:40]!r}")
-    if level == "load" and (target or overhead or rigidity is not False):
+    if level == "load" and (target or overhead or rigidity is not False or routing is not False):
         raise InputError(
-            "a report at load is one pass over general prompts: no targets, no rigidity, no overhead",
+            "a report at load is one pass over general prompts: no targets, rigidity, overhead or routing",
             fix="leave those away, or measure in full",
+        )
+    if out_of_scope is not None and routing is False:
+        raise InputError(
+            "prompts out of scope are asked of a router, and routing is not measured",
+            fix="measure it with routing=True",
         )
     if isinstance(model, str):
         model = compose(model, store=store, base=base)
@@ -117,18 +130,32 @@ def forgetting(
             cache=cache_dir(),
         )
         return model.report
+    targets = [suite_of(s, store) for s in target]
+    routed = None
+    if routing is not False:
+        routed = partial(
+            measure_routing,
+            model,
+            aims_of(model, targets, routing if isinstance(routing, Mapping) else {}, store=store),
+            out_of_scope=[]
+            if out_of_scope is None
+            else read_prompts(out_of_scope, what="prompts out of scope"),
+            store=store,
+            say=say,
+        )
     model.report = measure(
         model.base_chat,
         model.chat,
         subject=model.target.digest,
         label=model.target.ref,
         general=[suite_of(s, store) for s in general],
-        target=[suite_of(s, store) for s in target],
+        target=targets,
         store=store,
         cache=cache_dir(),
         rigidity=rigidity,
         overhead=overhead,
         weights=weigh(model).to_dict(modules=False),
+        routing=routed,
         say=say,
     )
     return model.report

@@ -40,6 +40,10 @@
     perturbing.py      the same questions with typos, other case, spaces and wordings
     rigidity.py        what a model loses by them, beside its base
     overhead.py        what composing costs in time, in pairs
+    routing.py         how well a router chooses, what that costs, how honest its confidences are
+    routing_tables.py  as tables
+    routing_plots.py   and as plots
+    table.py           a table of plain text
     report_tables.py   the report as tables and sentences
     report_flips.py    two answers word by word
     report_text.py     the report on a terminal

@@ -98,7 +98,8 @@ class ForgettingReport:
     itself answers less than `REACHED` of the items beyond guessing. `flips`: right before and wrong now;
     `gained`: the other way round. `levels`: what was measured at which level, {"weights" | "load" |
     "registration": names}.
-    `rigidity`, `overhead`, `weights` and `alarm`: plain JSON of what measured them, None where nothing did.
+    `rigidity`, `overhead`, `weights`, `alarm` and `routing`: plain JSON of what measured them, None where
+    nothing did.
     """
 
     subject: str
@@ -118,6 +119,7 @@ class ForgettingReport:
     overhead: Mapping[str, Any] | None = None
     weights: Mapping[str, Any] | None = None
     alarm: Mapping[str, Any] | None = None
+    routing: Mapping[str, Any] | None = None
     created: str = field(default_factory=now)
 
     @property
@@ -151,6 +153,7 @@ class ForgettingReport:
                 "slices": self.slices,
                 "rigidity": self.rigidity,
                 "overhead": self.overhead,
+                "routing": self.routing,
             },
         }
         return {level: tuple(k for k, v in parts.items() if v) for level, parts in measured.items()}
@@ -219,6 +222,7 @@ class ForgettingReport:
             "overhead": self.overhead,
             "weights": self.weights,
             "alarm": self.alarm,
+            "routing": self.routing,
         }
 
     @classmethod
@@ -248,6 +252,7 @@ class ForgettingReport:
             overhead=data.get("overhead"),
             weights=data.get("weights"),
             alarm=data.get("alarm"),
+            routing=data.get("routing"),
             created=data["created"],
         )
 

@@ -21,6 +21,7 @@ from inlay.evals.partial import Partial
 from inlay.evals.perturbing import Given, perturbed, sample
 from inlay.evals.rigidity import Measured
 from inlay.evals.rigidity import rigidity as rigidity_of
+from inlay.evals.routing import RoutingReport
 from inlay.evals.scoring import (
     EvalResult,
     Model,
@@ -44,6 +45,9 @@ RIGID_SOURCES = 200
 
 Say = Callable[[str, int, int], None]
 """Called with (what is being measured, questions done, questions in all)."""
+
+Results = Sequence[tuple[EvalResult, EvalResult]]
+"""The base's result and the model's, suite by suite."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,7 @@ def measure(
     rigidity: Given | bool = False,
     overhead: bool = False,
     weights: Mapping[str, Any] | None = None,
+    routing: Callable[[Results, Results], RoutingReport] | None = None,
     say: Say | None = None,
 ) -> ForgettingReport:
     """What `model` lost of `general` and gained on `target` against its base, and how far it drifted.
@@ -222,7 +227,8 @@ def measure(
     Scores go into `store` one by one, so an interrupted measurement goes on where it stopped; the report
     goes there as well. The report at load (drift and alarm) is in it. `rigidity`: the suites are also asked
     with typos and the like, `RIGID_SOURCES` items of each. `overhead`: both are also timed on the probe's
-    prompts. `weights`: what was found at the weights level, kept in the report.
+    prompts. `weights`: what was found at the weights level, kept in the report. `routing`: what says
+    how well the model's router chooses, given the results on `general` and on `target`.
     """
     given = rigidity if isinstance(rigidity, Given) else Given()
     unknown = sorted(given.variants.keys() - {i.id for suite in (*general, *target) for i in suite.items})
@@ -246,6 +252,8 @@ def measure(
     if rigidity is not False:
         roles = [("general", pair) for pair in pairs] + [("target", pair) for pair in targets]
         report = replace(report, rigidity=_rigidity(roles, given, report.unreached, both))
+    if routing is not None:
+        report = replace(report, routing=routing(pairs, targets).to_dict())
     if overhead:
         times = measure_overhead(
             base,

@@ -15,6 +15,7 @@ from inlay.evals.forgetting import ForgettingReport, percent
 from inlay.evals.report_flips import sides
 from inlay.evals.report_plots import STYLES, learning_against_forgetting, skill_bars
 from inlay.evals.report_tables import sentences, tables
+from inlay.evals.routing_plots import routing_plots
 from inlay.evals.statistics import Paired, wilson
 from inlay.registry.printable import printable
 
@@ -116,7 +117,7 @@ def write_report(
         finalize=_shown,
     )
     environment.filters.update(points=percent, estimate=_estimate_text)
-    environment.globals.update(tables=tables, sentences=sentences, sides=sides)
+    environment.globals.update(tables=tables, sentences=sentences, sides=sides, routing_plots=routing_plots)
     page = environment.get_template("report.html").render(
         title=title,
         subjects=subjects,

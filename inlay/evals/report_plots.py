@@ -1,4 +1,7 @@
-"""The plots of reports, as SVG in data addresses: learning against forgetting, bars per skill, heatmaps."""
+"""The plots of reports, as SVG in data addresses: learning against forgetting, bars per skill, heatmaps.
+
+What draws others of the same kind: `canvas` to draw on, `label_of` for names, `address_of` when it is done.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def learning_against_forgetting(subjects: Sequence[Subject], allowed: float | No
     shown = [(index, s) for index, s in enumerate(subjects) if s.lost is not None and s.learned is not None]
     if not shown:
         return None
-    figure, axes = _figure(3.6 + 0.22 * len(shown))
+    figure, axes = canvas(3.6 + 0.22 * len(shown))
     if allowed is not None:
         axes.axvline(100 * allowed, color="#d55e00", linewidth=1, linestyle="--", zorder=1)
         axes.annotate(
@@ -73,7 +76,7 @@ def learning_against_forgetting(subjects: Sequence[Subject], allowed: float | No
             color=colours[index],
             elinewidth=1.3,
             capsize=2,
-            label=_label(subject.label),
+            label=label_of(subject.label),
             zorder=3,
             clip_on=False,
         )
@@ -85,7 +88,7 @@ def learning_against_forgetting(subjects: Sequence[Subject], allowed: float | No
     axes.set_ylabel("target score, %")
     # Names below the axes instead of beside the points: points that lie close never hide each other's.
     figure.legend(loc="outside lower left", frameon=False, ncols=2 if len(shown) > 3 else 1, fontsize=8)
-    return _address(figure)
+    return address_of(figure)
 
 
 def skill_bars(subjects: Sequence[Subject]) -> list[tuple[str, str]]:
@@ -104,28 +107,39 @@ def skill_bars(subjects: Sequence[Subject]) -> list[tuple[str, str]]:
 
 
 def heatmap(
-    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], title: str
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    title: str,
+    counts: Sequence[Sequence[int]] | None = None,
 ) -> str:
     """A cell for each row and column with its figure in it: `values` are scores, 0…1, shown as percent; None
-    is what was not measured, and stays empty. InputError where the values do not fit rows and columns."""
+    is what was not measured, and stays empty. With `counts` these are the figures, and `values`, their
+    shares, are shades from light to dark. InputError where the values do not fit rows and columns."""
     if not rows or not columns or [len(line) for line in values] != [len(columns)] * len(rows):
         raise InputError(
             f"a heatmap needs one value a cell: {len(rows)} rows of {len(columns)}, got "
             f"{[len(line) for line in values][:9]}"
         )
-    longest = max(len(_label(column)) for column in columns)
+    longest = max(len(label_of(column)) for column in columns)
     slanted = longest * len(columns) > 34
     width = max(WIDTH, 1.6 + 0.42 * len(columns))
-    figure, axes = _figure(0.5 + 0.27 * len(rows) + (0.055 * longest if slanted else 0.2), width=width)
+    figure, axes = canvas(0.5 + 0.27 * len(rows) + (0.055 * longest if slanted else 0.2), width=width)
     painted = [[math.nan if value is None else 100 * value for value in line] for line in values]
-    axes.pcolormesh(painted, cmap="cividis", vmin=0, vmax=100, edgecolors="white", linewidth=1.5)
+    # A single count among many must still be seen.
+    cmap, lowest = ("cividis", 0) if counts is None else ("Blues", -20)
+    axes.pcolormesh(painted, cmap=cmap, vmin=lowest, vmax=100, edgecolors="white", linewidth=1.5)
     for row, line in enumerate(values):
         for column, value in enumerate(line):
-            dark = value is not None and value < 0.55
+            dark = value is not None and (value < 0.55 if counts is None else value > 0.4)
             axes.text(
                 column + 0.5,
                 row + 0.5,
-                "·" if value is None else f"{100 * value:.0f}",
+                "·"
+                if value is None
+                else f"{100 * value:.0f}"
+                if counts is None
+                else str(counts[row][column]),
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -133,19 +147,19 @@ def heatmap(
             )
     axes.set_xticks(
         [column + 0.5 for column in range(len(columns))],
-        [_label(column) for column in columns],
+        [label_of(column) for column in columns],
         rotation=55 if slanted else 0,
         ha="left" if slanted else "center",
         rotation_mode="anchor",
     )
-    axes.set_yticks([row + 0.5 for row in range(len(rows))], [_label(row) for row in rows])
+    axes.set_yticks([row + 0.5 for row in range(len(rows))], [label_of(row) for row in rows])
     axes.xaxis.tick_top()
     axes.set_ylim(len(rows), 0)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
     figure.suptitle(printable(title)[:90], x=0.01, ha="left", fontsize=9)
-    return _address(figure)
+    return address_of(figure)
 
 
 def _bars_image(
@@ -153,7 +167,7 @@ def _bars_image(
 ) -> str:
     thick = 0.82 / len(shown)
     legend_rows = math.ceil(len(shown) / 2)
-    figure, axes = _figure(0.7 + len(names) * (0.14 + 0.08 * len(shown)) + 0.19 * legend_rows)
+    figure, axes = canvas(0.7 + len(names) * (0.14 + 0.08 * len(shown)) + 0.19 * legend_rows)
     for place, (index, subject) in enumerate(shown):
         bars = {bar.name: bar.score for bar in subject.skills if bar.held_out is held_out}
         rows = [(row, bars[name]) for row, name in enumerate(names) if name in bars]
@@ -167,18 +181,19 @@ def _bars_image(
             ],
             color=colours[index],
             error_kw={"elinewidth": 0.8, "ecolor": "#222222"},
-            label=_label(subject.label),
+            label=label_of(subject.label),
         )
-    axes.set_yticks(range(len(names)), [_label(name) for name in names])
+    axes.set_yticks(range(len(names)), [label_of(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.7)
     axes.set_xlabel("held-out skills: score, %" if held_out else "protected skills: score, %")
     figure.legend(loc="outside lower left", frameon=False, ncols=2, fontsize=8)
-    return _address(figure)
+    return address_of(figure)
 
 
-def _figure(height: float, *, width: float = WIDTH) -> tuple[Figure, Axes]:
+def canvas(height: float, *, width: float = WIDTH) -> tuple[Figure, Axes]:
+    """A figure of so many inches with one pair of axes, in the style of reports."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -199,13 +214,13 @@ def _colours(subjects: Sequence[Subject]) -> list[str]:
     return colours
 
 
-def _label(text: str) -> str:
+def label_of(text: str) -> str:
     """At most 34 printable characters: what a legend or an axis has room for."""
     text = printable(text)
     return text if len(text) <= 34 else text[:33] + "…"
 
 
-def _address(figure: Figure) -> str:
+def address_of(figure: Figure) -> str:
     """`data:image/svg+xml;base64,…`: as an image, an SVG can neither run nor fetch anything."""
     from matplotlib import rc_context
 

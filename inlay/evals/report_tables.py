@@ -1,43 +1,25 @@
-"""What a forgetting report says, as tables and sentences of plain text; the terminal and the page draw them.
-
-A column has a rank: where there is little room, columns of rank 3 go first, then those of rank 2. Names come
-as they are; whoever draws them makes them safe.
-"""
+"""What a forgetting report says, as tables and sentences; the terminal and the page draw them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from inlay.evals.forgetting import ForgettingReport, Graded, Skill, Slice, p_text, percent
 from inlay.evals.overhead import Overhead, Ratio
 from inlay.evals.rigidity import Part, Rigidity
+from inlay.evals.routing import RoutingReport
+from inlay.evals.routing_tables import routing_tables
 from inlay.evals.statistics import Paired
-
-
-@dataclass(frozen=True)
-class Column:
-    """A heading and what it is worth: 1 stays always, 3 goes first."""
-
-    head: str
-    rank: int = 1
-
-
-@dataclass(frozen=True)
-class Table:
-    """A heading, columns, rows of as many cells, and a sentence to read them by. The first column names."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
+from inlay.evals.table import Table, columns, interval
 
 
 def tables(report: ForgettingReport) -> list[Table]:
     """Every table that the report has something for, in the order in which they are read."""
     found = [_totals(report), _skills("By skill", report.skills), _skills("By slice", report.slices)]
     found += [_targets(report), _graded(report.graded)]
+    if report.routing is not None:
+        found += routing_tables(report.routing)
     if report.rigidity is not None:
         found += [_rigid(part) for part in Rigidity.from_dict(report.rigidity).parts]
     if report.overhead is not None:
@@ -48,7 +30,7 @@ def tables(report: ForgettingReport) -> list[Table]:
 
 
 def sentences(report: ForgettingReport) -> list[str]:
-    """What is said in words: what was not counted, drift, alarm, and what the weights show."""
+    """What is said in words: what was not counted, drift, alarm, routing, and what the weights show."""
     said = []
     if report.unreached:
         names = ", ".join(report.unreached)
@@ -65,14 +47,11 @@ def sentences(report: ForgettingReport) -> list[str]:
         )
     if report.alarm is not None:
         said.append(str(report.alarm.get("said", "")))
+    if report.routing is not None:
+        said += RoutingReport.from_dict(report.routing).sentences()
     if report.weights is not None:  # its first sentences are the rows of the table
         said += [str(line) for line in report.weights.get("lines", ())[len(_weights(report.weights).rows) :]]
     return [sentence for sentence in said if sentence]
-
-
-def interval(estimate: float, low: float, high: float) -> str:
-    """`4.1 [1.0, 7.9]`: points, estimate and two-sided 95% interval."""
-    return f"{percent(estimate)} [{percent(low)}, {percent(high)}]"
 
 
 def loss(counts: Paired) -> str:
@@ -88,10 +67,6 @@ def gain(counts: Paired) -> str:
 def p_cell(p: float) -> str:
     """`<0.001` or `0.042`."""
     return p_text(p).removeprefix("= ").replace("< ", "<")
-
-
-def _columns(*heads: str | tuple[str, int]) -> tuple[Column, ...]:
-    return tuple(Column(head) if isinstance(head, str) else Column(*head) for head in heads)
 
 
 def _totals(report: ForgettingReport) -> Table:
@@ -111,7 +86,7 @@ def _totals(report: ForgettingReport) -> Table:
     ]
     return Table(
         "General skills",
-        _columns(
+        columns(
             "", ("n", 2), ("lost/gained", 3), "base %", "now %", "points lost [95%]", ("bound ≤", 1), ("p", 3)
         ),
         tuple(rows),
@@ -135,7 +110,7 @@ def _skills(title: str, skills: Sequence[Skill] | Sequence[Slice]) -> Table:
     ]
     return Table(
         title,
-        _columns(
+        columns(
             title.rpartition(" ")[2],
             ("n", 3),
             ("lost/gained", 3),
@@ -169,7 +144,7 @@ def _targets(report: ForgettingReport) -> Table:
     ]
     return Table(
         "Targets",
-        _columns(
+        columns(
             "suite",
             ("n", 3),
             ("lost/gained", 3),
@@ -185,7 +160,7 @@ def _targets(report: ForgettingReport) -> Table:
 def _graded(rows: Sequence[Graded]) -> Table:
     return Table(
         "Graded suites",
-        _columns("suite", ("role", 2), "metric", ("n", 3), ("base", 2), "now", "better by [95%]"),
+        columns("suite", ("role", 2), "metric", ("n", 3), ("base", 2), "now", "better by [95%]"),
         tuple(
             (
                 row.suite,
@@ -217,7 +192,7 @@ def _rigid(part: Part) -> Table:
     ]
     return Table(
         f"Rigidity on {part.role} suites",
-        _columns(
+        columns(
             "with",
             ("n", 3),
             ("clean %", 2),
@@ -246,7 +221,7 @@ def _overhead(times: Overhead) -> Table:
     ]
     return Table(
         "Overhead",
-        _columns("", ("base tokens/s", 2), "now tokens/s", "time a token, % more [95%]", ("first token", 3)),
+        columns("", ("base tokens/s", 2), "now tokens/s", "time a token, % more [95%]", ("first token", 3)),
         tuple(rows),
         f"Medians of {times.rounds} pairs in turn, {times.new_tokens} tokens, {times.device}, {times.dtype}, "
         f"{times.threads} thread{'' if times.threads == 1 else 's'}.",
@@ -272,7 +247,7 @@ def _weights(weights: Mapping[str, Any]) -> Table:
     ]
     return Table(
         "Weights",
-        _columns("", "‖ΔW‖/‖W‖ %", ("effective rank", 2), ("rank", 3), ("largest at", 3)),
+        columns("", "‖ΔW‖/‖W‖ %", ("effective rank", 2), ("rank", 3), ("largest at", 3)),
         tuple(rows),
         "A diagnosis and no gate: the size of a change predicts badly what it makes a model forget.",
     )

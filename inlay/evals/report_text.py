@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from inlay.evals.forgetting import FLIPS_KEPT, Flip, ForgettingReport
 from inlay.evals.report_flips import Span, sides
-from inlay.evals.report_tables import Table, sentences, tables
+from inlay.evals.report_tables import sentences, tables
+from inlay.evals.table import Table
 from inlay.registry.printable import printable
 
 if TYPE_CHECKING:

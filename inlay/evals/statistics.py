@@ -253,8 +253,8 @@ def tango_interval(n: float, lost: float, gained: float, *, z: float = Z_TWO_SID
     return edge(-1.0, z), edge(1.0, z)
 
 
-def wilson(right: int, n: int, *, z: float = Z_TWO_SIDED) -> tuple[float, float]:
-    """Score interval of one proportion (Wilson 1927); (0, 1) for n = 0."""
+def wilson(right: float, n: float, *, z: float = Z_TWO_SIDED) -> tuple[float, float]:
+    """Score interval of one proportion (Wilson 1927); (0, 1) for n = 0. Effective counts may be fractions."""
     if n == 0:
         return 0.0, 1.0
     rate, square = right / n, z * z

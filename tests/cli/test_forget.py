@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from inlay.builtin import base_path
 from inlay.cli import run
@@ -125,3 +126,36 @@ def test_slices_that_fit_nothing_are_refused(
     assert said in capsys.readouterr().err
     assert run(["forget", "legal@v1", "--slices", "absent.jsonl"]) == 2
     assert "absent.jsonl must be a file of UTF-8 text" in capsys.readouterr().err
+
+
+def test_routing_is_printed_drawn_and_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (work / "examples.jsonl").open("w") as file:
+        file.writelines(json.dumps({"prompt": row["prompt"]}) + "\n" for row in QUESTIONS)
+    (work / "outside.jsonl").write_text('{"prompt": "Qwerty uiop?"}\n')
+    upper = ["add", "upper", "lora", "--base", "builtin", "--examples", "examples.jsonl"]
+    other = work / "other"
+    shutil.copytree(work / "lora", other)
+    tensors = load_file(other / "adapter_model.safetensors")
+    save_file({name: -value for name, value in tensors.items()}, other / "adapter_model.safetensors")
+    lower = ["add", "lower", "other", "--base", "builtin", "--examples", "outside.jsonl"]
+    (work / "acme.yaml").write_text("route: {by: probe, experts: [upper@v1, lower@v1]}\n")
+    assert run(upper) == 0 and run(lower) == 0
+    assert run(["lock", "acme", "acme.yaml", "--base", "builtin"]) == 0
+    asked = ["forget", "acme@v1", "--general", "upper.jsonl", "--eval", "upper.jsonl"]
+    capsys.readouterr()
+    assert run([*asked, "--routing", "--out-of-scope", "outside.jsonl", "--json"]) == 0
+    (route,) = json.loads(capsys.readouterr().out)["result"]["routing"]["routes"]
+    assert [(g["name"], g["share"]["n"]) for g in route["groups"]] == [
+        *(("task", 4), ("general", 4), ("out-of-scope", 1)),
+    ]
+    assert run([*asked, "--expect", "upper=lower", "--html", "routing.html"]) == 0
+    out = capsys.readouterr().out
+    assert "Confusion matrix" in out and "Against the oracle" in out and "lower@v1" in out
+    page = (work / "routing.html").read_text()
+    assert '<h3>Confusion matrix</h3>\n<figure><div class="scroll"><img src="data:image/svg+xml' in page
+    assert run([*asked, "--expect", "upper"]) == 2
+    assert "--expect must be SUITE=EXPERT, and is 'upper'" in capsys.readouterr().err
+    assert run(["forget", "legal@v1", "--general", "upper.jsonl", "--routing"]) == 2
+    assert "legal@v1 has no route" in capsys.readouterr().err
+    assert run([*asked, "--out-of-scope", "absent.jsonl"]) == 2
+    assert "prompts out of scope must be a JSONL file" in capsys.readouterr().err

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+
 from evals_fakes import WEIGHTS
 
 from inlay.evals.drift import Drift
@@ -9,6 +12,7 @@ from inlay.evals.forgetting import Flip, ForgettingReport, Graded, Skill, Slice,
 from inlay.evals.means import PairedMeans
 from inlay.evals.overhead import Cell, Overhead, Ratio
 from inlay.evals.rigidity import Part, Rigidity, Row
+from inlay.evals.routing import BASE, Choices, Routed, RoutingReport, Task
 from inlay.evals.statistics import Paired
 
 EVIL = (
@@ -66,5 +70,35 @@ def full_report(label: str = f"acme@v2 {EVIL}") -> ForgettingReport:
             "lines": ["acme@v2 is large", "tickets@v3 is larger", f"tickets@v3 was never trained {EVIL}"],
         },
         alarm={"raised": True, "said": f"Alarm: disagreement is 11.0% {EVIL}"},
+        routing=full_routing(label).to_dict(),
         created="2026-03-04T12:00:00+00:00",
     )
+
+
+def full_routing(label: str) -> RoutingReport:
+    """Three experts, one of an evil name and one without a suite: every group, a graded task, one that does
+    not count."""
+    experts = ["tickets@v3", f"faq@v1 {EVIL}", "style@v2"]
+    tasks = (
+        Task(f"tickets {EVIL}", experts[0], 0.1, 0.81, 0.82, 0.2, Paired(120, 3, 2, 95)),
+        Task("faq", experts[1], 0.4, 0.41, 0.42, 0.5, Paired(120, 3, 2, 47)),
+        Task("notes", experts[1], 0.3, 0.4, 0.41, None, None),
+    )
+    return RoutingReport(label, (Choices.of("stack.1", "probe", experts, routed(experts[:2], 120)),), tasks)
+
+
+def routed(experts: Sequence[str], each: int, *, right: float = 0.95, seed: int = 0) -> list[Routed]:
+    """`each` prompts of every expert's task and twice as many of the other groups, `right` of them where they
+    should be; the confidences of those are the higher ones."""
+    rng = random.Random(seed)
+    groups = [("task", expert, each) for expert in experts]
+    groups += [(group, BASE, 2 * each) for group in ("general", "protected", "out-of-scope")]
+    found = []
+    for group, expected, count in groups:
+        others = [label for label in (*experts, BASE) if label != expected]
+        for k in range(count):
+            well = rng.random() < right
+            confidence = rng.uniform(0.6, 1.0) if well else rng.uniform(0.3, 0.8)
+            chosen = expected if well else rng.choice(others)
+            found.append(Routed(group, expected, f"i{k}", expected, chosen, confidence))
+    return found

@@ -105,7 +105,7 @@ def test_no_width_makes_the_page_scroll_sideways(page: Path, chromium: Chromium,
     assert sorted(one["width"] for one in found) == list(WIDTHS)
     for one in found:
         assert one["scroll"] <= one["width"], one
-        assert one["images"] == one["drawn"] == 3, one
+        assert one["images"] == one["drawn"] == 5, one
 
 
 def test_it_prints(page: Path, chromium: Chromium, tmp_path: Path) -> None:

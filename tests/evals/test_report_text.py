@@ -63,7 +63,8 @@ def test_differences_are_marked_with_and_without_colour() -> None:
 def test_every_table_has_a_cell_for_each_column() -> None:
     found = tables(full_report())
     assert [table.title for table in found] == [
-        *("General skills", "By skill", "By slice", "Targets", "Graded suites"),
+        *("General skills", "By skill", "By slice", "Targets", "Graded suites", "Routing"),
+        *("Routing by expert", "Confusion matrix", "Confidence", "Against the oracle"),
         *("Rigidity on general suites", "Overhead", "Weights"),
     ]
     for table in found:
