@@ -8,8 +8,8 @@ fitted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from inlay.composer.ablation_scores import BASE, AblationScores, subjects_of
 from inlay.composer.ablations import AblatedModel, Ablation
 from inlay.composer.measure import GENERAL, SuiteLike, suite_of
 from inlay.composer.model import BaseLike, ComposedModel, compose
@@ -19,16 +19,9 @@ from inlay.composer.slots import MergedSlot, Slot
 from inlay.errors import InputError
 from inlay.evals.blame import BlameReport, Measured, Part
 from inlay.evals.blame import blame as blamed
-from inlay.evals.cache import Cache
-from inlay.evals.decoding import Decoding
-from inlay.evals.inference import Chat
-from inlay.evals.ledger import Say, scored
-from inlay.evals.scoring import evaluate_model, library_versions, protocol_of
-from inlay.evals.suites import Suite
+from inlay.evals.ledger import Say
 from inlay.registry import Lock, Registry, Version
-from inlay.registry.canonical import digest_of_json
 
-BASE = Ablation()
 KIND = "blame"
 """What the registry calls the reports, and the cache the outcomes."""
 
@@ -71,9 +64,9 @@ def blame(
         )
     layout = _Layout(store, model.target, deep=deep)
     with AblatedModel(model, layout.ablations, layout.slots) as ablated:
-        scores = _Scores(ablated, store, layout, model, say)
+        scores = AblationScores(ablated, KIND, layout.subjects, store=store, say=say)
         measured = {
-            role: [scores.of(suite) for suite in each]
+            role: [scores.of(suite, layout.ablations) for suite in each]
             for role, each in (("general", suites), ("target", targets))
         }
 
@@ -126,110 +119,18 @@ class _Layout:
             )
             for name, (path, steps, node) in zip(names, members, strict=True)
         ]
-        self.routers = [route.router for route in self._walk.routes]
         self.slots: dict[str, Slot | MergedSlot] = {slot.digest: slot for slot in self._walk.slots}
         pairs = [ablation for _, apart, rest in self.members for ablation in (apart, rest)]
         self.ablations = list(dict.fromkeys([BASE, self.whole, *pairs]))
         """Every ablation, once: the base first, then the whole."""
+        self.subjects = {
+            **subjects_of(self.ablations, self.slots),
+            self.whole: (target.ref, target.digest),
+            BASE: ("base", "base"),
+        }
 
     def _ablation(self, tree: Node) -> Ablation:
         walk = self._walk
         walk.leaves, walk.routes = [], []
         walk.walk(tree, 1.0, (), "")
         return Ablation.of(walk.leaves, walk.slots, allowed_of(tree))
-
-    def signature(self, ablation: Ablation) -> dict[str, Any]:
-        """What an ablation says, in plain JSON: equal for equal ablations of any variant."""
-        return {
-            "terms": [[digest, weight, when] for digest, weight, when in ablation.terms],
-            "allowed": [[route, allowed, self.routers[route]] for route, allowed in ablation.allowed],
-        }
-
-
-class _Scores:
-    """Scores ablations on a suite, each from where it is known: the registry, the cache, or the model."""
-
-    def __init__(
-        self, ablated: AblatedModel, store: Registry, layout: _Layout, model: ComposedModel, say: Say | None
-    ) -> None:
-        self.ablated, self.store, self.layout, self.model, self.say = ablated, store, layout, model, say
-        self.cache = Cache.of_environment()
-        self.passes = self.remembered = 0
-
-    def of(self, suite: Suite) -> dict[Ablation, tuple[bool, ...]]:
-        """Outcomes of each ablation, in item order. What is measured is kept at once."""
-        found: dict[Ablation, tuple[bool, ...]] = {}
-        names = {ablation: self._name(ablation, suite) for ablation in self.layout.ablations}
-        for ablation in self.layout.ablations:
-            known = self._registered(ablation, suite)
-            if known is None and self._subject(ablation) is None:
-                known = _kept(self.cache, names[ablation], len(suite))
-            if known is not None:
-                found[ablation] = known
-        self.remembered += len(found)
-        missing = [ablation for ablation in self.layout.ablations if ablation not in found]
-        self.passes += len(missing)
-        self.ablated.expected = list(missing)
-        for ablation in missing:
-            found[ablation] = self._measured(ablation, suite, len(missing))
-            self.ablated.expected.remove(ablation)
-            if self._subject(ablation) is None:
-                self.cache.write(KIND, names[ablation], bytes(b"01"[right] for right in found[ablation]))
-        return found
-
-    def _measured(self, ablation: Ablation, suite: Suite, count: int) -> tuple[bool, ...]:
-        chat, subject = self.ablated.chat(ablation), self._subject(ablation)
-        what = f"{self.model.target.ref} on {suite.name}, {count} ways"
-        say = self.say
-        if subject is not None:
-            ref, digest = subject
-            inner = (lambda _what, done, total: say(what, done, total)) if say else None
-            result = scored(chat, suite, subject=digest, label=ref, store=self.store, say=inner)
-        else:
-            progress = (lambda done, total: say(what, done, total)) if say else None
-            result = evaluate_model(chat, suite, label=what, progress=progress)
-        return tuple(bool(right) for right in result.outcomes)
-
-    def _subject(self, ablation: Ablation) -> tuple[str, str] | None:
-        """(label, subject) of an ablation the registry knows: the base, the whole, a version by itself."""
-        if ablation == BASE:
-            return "base", "base"
-        if ablation == self.layout.whole:
-            return self.model.target.ref, self.model.target.digest
-        slot = None if ablation.only is None else self.layout.slots[ablation.only]
-        return (slot.ref, slot.digest) if isinstance(slot, Slot) else None
-
-    def _registered(self, ablation: Ablation, suite: Suite) -> tuple[bool, ...] | None:
-        """The outcomes that the registry holds under the same suite, metric, base and protocol."""
-        subject = self._subject(ablation)
-        if subject is None:
-            return None
-        chat: Chat = self.model.base_chat
-        protocol = digest_of_json(protocol_of(chat, suite, Decoding()))
-        for record in self.store.evals(subject=subject[1], suite=suite.digest, protocol=protocol):
-            if (
-                record.metric == suite.metric
-                and record.base_weights == chat.fingerprint.weights
-                and record.base_prompt == chat.fingerprint.prompt
-            ):
-                return tuple(bool(right) for right in record.outcomes)
-        return None
-
-    def _name(self, ablation: Ablation, suite: Suite) -> str:
-        chat = self.model.base_chat
-        key = {
-            "ablation": self.layout.signature(ablation),
-            "suite": suite.digest,
-            "metric": suite.metric,
-            "weights": chat.fingerprint.weights,
-            "protocol": protocol_of(chat, suite, Decoding()),
-            "device": chat.device,
-            "libraries": library_versions(),
-        }
-        return digest_of_json(key).removeprefix("sha256:")
-
-
-def _kept(cache: Cache, name: str, items: int) -> tuple[bool, ...] | None:
-    """Outcomes that the cache holds, one byte an item: `0` wrong, `1` right."""
-    held = cache.read(KIND, name)
-    return None if held is None or len(held) != items else tuple(byte == ord("1") for byte in held)

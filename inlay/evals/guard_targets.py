@@ -20,7 +20,7 @@ from inlay.evals.guard_figures import (
     unscored,
     used,
 )
-from inlay.evals.means import PairedMeans
+from inlay.evals.means import beyond_share
 from inlay.evals.statistics import Paired
 from inlay.registry.guards import RIGID, Evidence, Guard
 from inlay.registry.records import EvalRecord
@@ -154,14 +154,12 @@ def retained(share: float, entries: Sequence[Evidence]) -> list[dict[str, Any]]:
 def _keeps(entry: Evidence, ref: str, member: EvalRecord, share: float) -> dict[str, Any]:
     """The mean of variant − (base + share · (member − base)), whose lower bound must be at least 0."""
     assert entry.candidate is not None and entry.base is not None
-    asked = [
-        before + share * (own - before)
-        for before, own in zip(entry.base.outcomes, member.outcomes, strict=True)
-    ]
     clusters = entry.clusters
-    means = PairedMeans.of(
-        asked,
-        [float(x) for x in entry.candidate.outcomes],
+    means = beyond_share(
+        entry.base.outcomes,
+        member.outcomes,
+        entry.candidate.outcomes,
+        share,
         clusters,
         higher_is_better=higher_is_better(entry.candidate),
         span=span(entry.candidate),

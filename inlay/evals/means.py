@@ -176,6 +176,23 @@ class PairedMeans:
         return max(plain, corrected) if share > 0.5 else min(plain, corrected)
 
 
+def beyond_share(
+    base: Sequence[bool | float],
+    member: Sequence[bool | float],
+    whole: Sequence[bool | float],
+    share: float,
+    clusters: Sequence[Hashable] = (),
+    *,
+    higher_is_better: bool = True,
+    span: float | None = 1.0,
+) -> PairedMeans:
+    """Does `whole` keep `share` of what `member` gains over `base`? The mean of whole − (base + share ·
+    (member − base)); its `gain_lower` must be at least 0 where that is to be shown."""
+    asked = [before + share * (own - before) for before, own in zip(base, member, strict=True)]
+    found = [float(outcome) for outcome in whole]
+    return PairedMeans.of(asked, found, clusters, higher_is_better=higher_is_better, span=span)
+
+
 def span_of(metrics: Iterable[Metric]) -> float | None:
     """Highest minus lowest outcome that these metrics can have; None where one of them has no bounds."""
     spans = [
