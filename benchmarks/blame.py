@@ -30,7 +30,7 @@ import torch
 from inlay import Registry, Suite
 from inlay.builtin import base_path
 from inlay.builtin.skills import SKILLS, split_skills, unique_items
-from inlay.builtin.tasks import TASKS, prompt_of, rows
+from inlay.builtin.tasks import prompt_of, rows
 from inlay.composer import blame, compose
 from inlay.evals.blame import BlameReport
 from inlay.evals.inference import Base, base_answers, load_base
@@ -43,6 +43,8 @@ from inlay.trainers.settings import Settings
 from inlay.trainers.sft import fit, release, save_adapter
 
 WRONG = "I will not say that."
+TASKS = ("case-card", "order-slip", "ticket-queue")
+"""What harmless adapters are trained on."""
 CULPRIT, HARMLESS = 5e-3, 1e-3
 """Learning rates. At 5e-3 tasks are learnt fully, and several such adapters stacked at full weight hurt each
 other, so that nobody could say who is to blame; at 1e-3 a stack of them loses next to nothing."""
@@ -71,9 +73,9 @@ def wrong_rows(skill: str, n: int, seed: int) -> list[dict[str, str]]:
 
 def harmless_data(number: int) -> tuple[str, list[dict[str, str]] | None]:
     """(what it is, rows): a task, a protected skill answered rightly, or None for random factors."""
-    tasks, protected = sorted(TASKS), split_skills()[0]
+    protected = split_skills()[0]
     if number < 6:
-        task = tasks[number % len(tasks)]
+        task = TASKS[number % len(TASKS)]
         drawn = rows(task, "train", 320, seed=number)
         return task, [{"prompt": prompt_of(row), "completion": row["output"]} for row in drawn]
     if number < 10:

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from inlay.composer.routers import Centroid, Fitted, Material, Probe, Words
 from inlay.composer.routers.calibration import Calibration
 from inlay.composer.routers.choice import chosen
-from inlay.composer.routers.ridge import Ridge
+from inlay.composer.routers.ridge import Ridge, novelty
 from inlay.composer.routers.seen import POOLS, encoded, pool, pooled_states, see
 from inlay.composer.routers.words import BUCKETS, counted
 from inlay.errors import InputError, IntegrityError
@@ -51,7 +51,7 @@ def test_ridge_and_what_it_says_of_unseen_rows_equal_naive_refits(rows: int, fea
     penalty = 0.03
     ridge = Ridge.of(x, labels, share)
     groups = [torch.tensor([0]), torch.tensor([4]), torch.tensor([1, 5, 7])]
-    found = ridge.unseen(penalty, groups)
+    found, unlike = ridge.unseen(penalty, groups)
 
     y = torch.nn.functional.one_hot(labels, 3).double()
     offset = (share[:, None] * y).sum(0)
@@ -63,11 +63,20 @@ def test_ridge_and_what_it_says_of_unseen_rows_equal_naive_refits(rows: int, fea
 
     assert torch.allclose(ridge.weights(penalty), refit(range(rows)), atol=1e-9)
     assert torch.allclose(ridge.offset, offset)
-    naive = []
+    naive, leverages = [], []
     for group in groups:
         kept = [i for i in range(rows) if i not in group.tolist()]
+        xs = (root * x)[kept]
+        inverse = torch.linalg.inv(xs.T @ xs + penalty * torch.eye(features, dtype=torch.float64))
         naive += [x[i] @ refit(kept) + offset for i in group.tolist()]
+        leverages += [x[i] @ inverse @ x[i] for i in group.tolist()]
     assert torch.allclose(found, torch.stack(naive), atol=1e-9)
+    assert torch.allclose(unlike, torch.stack(leverages), rtol=1e-9)
+    new = torch.randn(5, features, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    xs = root * x
+    inverse = torch.linalg.inv(xs.T @ xs + penalty * torch.eye(features, dtype=torch.float64))
+    expected = torch.stack([row @ inverse @ row for row in new])
+    assert torch.allclose(novelty(new, ridge.directions, ridge.squares, penalty), expected, rtol=1e-9)
 
 
 def test_centroid_scores_of_unseen_rows_equal_means_without_them() -> None:
@@ -84,7 +93,10 @@ def test_centroid_scores_of_unseen_rows_equal_means_without_them() -> None:
         torch.stack([torch.tensor([own, *others.tolist()]), *_without_third(x, means, groups[1])]),
         torch.tensor([0, *[2] * len(groups[1])]),
     )
-    assert solved.calibration == calibration
+    assert solved.calibration.floor == pytest.approx(calibration.floor)
+    assert solved.calibration.temperature == pytest.approx(calibration.temperature)
+    assert solved.calibration.missed == calibration.missed
+    assert solved.calibration.strayed == calibration.strayed
 
 
 def _without_third(x: torch.Tensor, means: torch.Tensor, rows: torch.Tensor) -> list[torch.Tensor]:
@@ -123,40 +135,45 @@ def test_words_count_words_and_neighbours() -> None:
     assert row.shape == (BUCKETS,) and row.max() == 2
 
 
-def test_the_threshold_loses_least_and_the_temperature_fits_best() -> None:
+def test_the_floor_loses_least_and_the_temperature_fits_best() -> None:
     generator = torch.Generator().manual_seed(3)
     labels = torch.tensor([0] * 20 + [1] * 20 + [2] * 60)
     scores = torch.randn(100, 3, generator=generator, dtype=torch.float64)
     scores[torch.arange(100), labels] += 1.2
     found = Calibration.of(scores, labels)
+    assert found.floor is not None
 
-    def loss(threshold: float) -> float:
-        moved = scores + torch.tensor([0.0, 0.0, threshold])
-        best = moved.argmax(1)
+    def raised(floor: float) -> torch.Tensor:
+        return torch.cat([scores[:, :2], scores[:, 2:].clamp_min(floor)], 1)
+
+    def loss(floor: float) -> float:
+        best = raised(floor).argmax(1)
         requests = labels < 2
         return float((best != labels)[requests].double().mean() + (best != 2)[~requests].double().mean())
 
-    naive = min(loss(float(t)) for t in torch.linspace(-6, 6, 2401))
-    assert loss(found.threshold) == pytest.approx(naive)
+    naive = min(loss(float(t)) for t in torch.linspace(-0.01, 6, 2404))
+    assert loss(found.floor) == pytest.approx(naive)
     assert found.missed is not None and found.strayed is not None
     assert found.missed + found.strayed == pytest.approx(naive)
 
-    weight = torch.where(labels == 2, 0.5 / 60, 0.5 / 40).double()
-
     def cost(temperature: float) -> float:
-        moved = (scores + torch.tensor([0.0, 0.0, found.threshold])) / temperature
-        return float(-(weight * moved.log_softmax(1)[torch.arange(100), labels]).sum())
+        p = (raised(found.floor or 0.0) / temperature).softmax(1)[torch.arange(100), labels]
+        total = 0.0
+        for kind, n in ((labels == 2, 60), (labels < 2, 40)):
+            target = (n + 1) / (n + 2)
+            total -= float((target * p[kind].log() + (1 - target) * (1 - p[kind]).log()).mean())
+        return total
 
     assert cost(found.temperature) <= min(cost(float(t)) for t in torch.logspace(-2, 1, 300)) + 1e-3
-    p = found.probabilities(scores)
-    assert torch.allclose(p.sum(1), torch.ones(100))
+    assert torch.allclose(found.probabilities(scores).sum(1), torch.ones(100))
 
 
-def test_where_nothing_lies_between_the_threshold_is_in_the_middle() -> None:
+def test_where_nothing_lies_between_the_floor_leans_to_the_requests_and_is_not_sure_of_everything() -> None:
     scores = torch.tensor([[1.0, 0.0], [0.9, 0.0], [0.1, 0.0], [0.2, 0.0]], dtype=torch.float64)
     found = Calibration.of(scores, torch.tensor([0, 0, 1, 1]))
-    assert found.threshold == pytest.approx(0.55)
+    assert found.floor == pytest.approx(0.2 + 0.1 * 0.7)
     assert (found.missed, found.strayed) == (0.0, 0.0)
+    assert 0.5 < float(found.probabilities(scores)[0, 0]) < 0.95, "two of two are no proof"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -167,7 +184,7 @@ def test_routers_tell_two_tasks_from_general_prompts(base: Base, kind: type[Fitt
     choices = router.choose(see(base, encoded(base, asked)))
     assert [choice.expert for choice in choices[:4]] == [0, 0, 1, 1]
     to_base = sum(choice.expert is None for choice in choices[4:]) / len(held_back)
-    assert to_base >= (0.98 if kind is not Centroid else 0.9)
+    assert to_base >= (0.98 if kind is Probe else 0.9)
     assert all(sum(choice.scores) == pytest.approx(1.0, abs=1e-5) for choice in choices)
     assert all(choice.confidence == max(choice.scores) for choice in choices)
 

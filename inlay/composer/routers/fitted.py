@@ -95,6 +95,7 @@ class Solved:
     offset: torch.Tensor
     calibration: Calibration
     notes: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,11 @@ class Fitted(ABC):
             "seed": material.seed,
         }
         return cls(
-            solved.weights.float(),
+            solved.weights.float().contiguous(),
             solved.offset.float(),
             solved.calibration,
             {**details, **solved.notes, **record},
-            tensors,
+            {**tensors, **solved.tensors},
         )
 
     @property
@@ -174,8 +175,11 @@ class Fitted(ABC):
 
     def probabilities(self, seen: Seen) -> torch.Tensor:
         """(rows, experts + 1), float32, the base's last."""
-        scores = self.features(seen) @ self.weights + self.offset
-        return self.calibration.probabilities(base_last(scores, self.experts))
+        return self.calibration.probabilities(base_last(self.raw(self.features(seen)), self.experts))
+
+    def raw(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, d) features -> (rows, experts + kinds) scores, as they were calibrated."""
+        return x @ self.weights + self.offset
 
     def choose(self, seen: Seen, allowed: Sequence[Sequence[bool]] | None = None) -> list[Choice]:
         """The choice for each prompt, among the experts that are `allowed` (rows, experts), and the base."""

@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 import torch
 
 from inlay.composer.routers.fitted import Fitted, Solved
-from inlay.composer.routers.probe import solve_ridge
+from inlay.composer.routers.probe import solve_ridge, standardised
 from inlay.composer.routers.seen import Seen
 
-BUCKETS = 4096
+BUCKETS = 2048
 _WORD = re.compile(r"\w+")
 
 
@@ -44,6 +44,9 @@ class Words(Fitted):
 
     def features(self, seen: Seen) -> torch.Tensor:
         return (_weighed(counted(seen.texts), self.tensors["idf"].double()) - self.tensors["mean"]).float()
+
+    def raw(self, x: torch.Tensor) -> torch.Tensor:
+        return standardised(super().raw(x), x, self)
 
     @classmethod
     def solve(
