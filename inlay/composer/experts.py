@@ -11,17 +11,17 @@ import yaml
 
 from inlay.composer.locking import walk_recipe
 from inlay.errors import InputError
-from inlay.registry import Lock, Merge, Recipe, Registry, Route, Stack, Use
+from inlay.registry import Merge, Recipe, Registry, Route, Stack, Use
 from inlay.registry.locking import written_recipe
 from inlay.registry.recipes import BASE, Node
 
 
 def written(store: Registry, name: str) -> Recipe:
     """What the newest lock of a variant was made from. InputError where it has none."""
-    locks = [each for each in store.versions(name) if isinstance(each, Lock)]
-    if not locks:
+    newest = max(store.locks(name), key=lambda each: each.number, default=None)
+    if newest is None:
         raise InputError(f"{name} has no lock whose recipe could be taken", fix="name a recipe's file")
-    return Recipe.of(written_recipe(max(locks, key=lambda each: each.number).recipe))
+    return Recipe.of(written_recipe(newest.recipe))
 
 
 def with_experts(recipe: Recipe, *, add: Sequence[str] = (), drop: Sequence[str] = ()) -> Recipe:

@@ -77,7 +77,11 @@ class ComposedModel:
         )
         """The bare base, asked through the same model with the gate closed; the base itself beside PEFT."""
         self.chat = Chat(base, route=self._routed, prefill=self._prefilled)
-        self._load(target, plan)
+        try:
+            self._load(target, plan)
+        except BaseException:
+            self._bank.detach()  # nobody else could
+            raise
 
     def _load(self, target: Lock | Version, plan: Plan) -> None:
         """Read and load what is not in the bank yet, turn the gate, unload what no longer speaks.
