@@ -10,7 +10,14 @@ bank.py        the one layer that runs composed adapters: slots, loaded and unlo
 gate.py        how much of each adapter a row gets, and what each layer prepares for it
 paths.py       ways through the bank to the same numbers
 costs.py       which of them is the fastest
+site.py        a layer as its gate knows it
+token_routes.py  routers of tokens: checked, and prepared for a layer
+token_paths.py ways through the bank where every token chooses
+observed.py    what tokens chose
 model.py       a reference or a recipe becomes a model that answers
+routing.py     what the routes of a plan choose, who may be chosen, and the gate that comes of it
+prefill.py     the pass that chose, kept as the first step of answering
+experts.py     a recipe with an expert more or less
 locking.py     a recipe becomes a lock, its routers fitted
 measure.py     scores and forgetting of composed models
 routing_report.py  where their routers send prompts, and what that costs
@@ -18,6 +25,7 @@ calibrating.py a base's drift alarm, found on deltas that make it forget
 blaming.py     which member costs what: each alone, and the whole without it
 removal.py     a pinned tree of which one member speaks alone, or is taken away
 ablations.py   several compositions in one loaded model, asked together
+ablation_scores.py  their outcomes on suites, each from where it is known
 export.py      a stack or a merge leaves as one plain PEFT adapter
 lint.py        what serving engines would say about it
 folding.py     or leaves in the weights of its base

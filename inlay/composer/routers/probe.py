@@ -111,10 +111,6 @@ def solve_ridge(
 def standardised(scores: torch.Tensor, x: torch.Tensor, router: Fitted) -> torch.Tensor:
     """Scores (rows, c) in units of their standard deviation, √ℓ: what resembles nothing that was fitted gets
     little of every class."""
-    unlike = novelty(
-        x.double(),
-        router.tensors["directions"].double(),
-        router.tensors["squares"].double(),
-        router.details["ridge"],
-    )
-    return scores / unlike.sqrt()[:, None].float()
+    tensors = router.tensors
+    unlike = novelty(x, tensors["directions"], tensors["squares"], router.details["ridge"])
+    return scores / unlike.sqrt()[:, None]
