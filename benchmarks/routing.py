@@ -1,8 +1,7 @@
 """Every router on the same adapters and prompts: where it sends them, and what that costs.
 
     python benchmarks/routing.py                        # the built-in base, six demo tasks
-    INLAY_TEST_DATA=… python benchmarks/routing.py real   # mini-instruct, four tasks
-    python benchmarks/routing.py many                   # a router for 1,000 experts: seconds to fit, to decide
+    INLAY_TEST_DATA=… python benchmarks/routing.py real   # mini-instruct, four real tasks
     python benchmarks/routing.py decode                 # what a route adds to decoding, in ratios
 
 The first two train their adapters where the cache holds none (routing_worlds.py). Tests are worded as nothing
