@@ -2,7 +2,7 @@
 
     python benchmarks/routing.py                        # the built-in base, six demo tasks
     INLAY_TEST_DATA=… python benchmarks/routing.py real   # mini-instruct, four real tasks
-    python benchmarks/routing.py many                   # a router for 1,000 experts: seconds to fit, to decide
+    python benchmarks/routing.py many     # a router for 1,000 experts: seconds to fit and to decide
     python benchmarks/routing.py decode                 # what a route adds to decoding, in ratios
 
 The first two train their adapters where the cache holds none (routing_worlds.py). Tests are worded as nothing
