@@ -155,14 +155,16 @@ def builtin() -> World:
     """The six demo tasks on the built-in base, trained with its defaults, tested under held-out wordings."""
     base = load_base(base_path(), device="cpu")
     prompts = general_prompts_path()
-    general = _taught(set(read_prompts(prompts)))
-    store = _store("builtin")
+    general = general_suite(set(read_prompts(prompts)))
+    store = store_of("builtin")
     tests = {
         task: Suite.of_rows(task, rows(task, "test", DEMO_TESTS, SEED, held_out_wordings=True))
         for task in TASKS
     }
     experts = {
-        task: _trained(base, store, task, rows(task, "train", DEMO_ROWS, SEED), tests[task], general, prompts)
+        task: adapter_of(
+            base, store, task, rows(task, "train", DEMO_ROWS, SEED), tests[task], general, prompts
+        )
         for task in TASKS
     }
     unknown = [item.text for item in _untaught()]
@@ -170,7 +172,7 @@ def builtin() -> World:
     return World(base, store, experts, tests, general, prompts, outside)
 
 
-def _taught(fitted: set[str]) -> Suite:
+def general_suite(fitted: set[str]) -> Suite:
     """The items of general-v1 that are of skills the built-in base was taught, and further unseen ones of the
     held-out skills; none of `fitted`."""
     taught = {skill.name for skill in SKILLS}
@@ -215,10 +217,10 @@ def real(data: Path) -> World:
     base = load_base(data / "models" / "mini-instruct", device="cpu")
     prompts = data / "replay" / "general_prompts.jsonl"
     general = Suite.load(data / "suites" / "general", name="general")
-    store = _store("real")
+    store = store_of("real")
     tests = {name: Suite.of_rows(name, real_rows(data, name, "test")) for name in REAL}
     experts = {
-        name: _trained(
+        name: adapter_of(
             base, store, name, real_rows(data, name, "train"), tests[name], general, prompts,
             epochs=task.epochs, **REAL_SETTINGS,
         )
@@ -280,13 +282,13 @@ def lines(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
 
 
-def _store(name: str) -> Registry:
+def store_of(name: str) -> Registry:
     folder = cache_dir() / "routing" / name / "adapters_store"
     folder.parent.mkdir(parents=True, exist_ok=True)
     return Registry.open(folder, create=not folder.exists())
 
 
-def _trained(
+def adapter_of(
     base: Base,
     store: Registry,
     name: str,

@@ -28,6 +28,7 @@ VERBS = (
     ("suite", "suite", "Look over suites: what is wrong with one, which there are, what is in them."),
     ("plan", "compose", "Show what a recipe or a reference would load, and what it costs."),
     ("lock", "compose", "Pin a recipe to exact versions as the next lock of a variant."),
+    ("compose", "auto", "Compose adapters by measured result: what keeps most and forgets least."),
     ("generate", "compose", "Ask a version or variant."),
     ("export", "hub", "Write a version or variant out as one PEFT adapter, or folded into its base."),
     ("guard", "live", "Set or show the thresholds that an alias demands."),

@@ -23,6 +23,7 @@ measure.py     scores and forgetting of composed models
 routing_report.py  where their routers send prompts, and what that costs
 calibrating.py a base's drift alarm, found on deltas that make it forget
 blaming.py     which member costs what: each alone, and the whole without it
+choosing/      which composition of adapters measures best, and why: candidates, scans, policy
 removal.py     a pinned tree of which one member speaks alone, or is taken away
 ablations.py   several compositions in one loaded model, asked together
 ablation_scores.py  their outcomes on suites, each from where it is known
@@ -44,6 +45,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inlay.composer.blaming import blame
+    from inlay.composer.choosing.auto import auto
     from inlay.composer.conversion import add_converted, convert
     from inlay.composer.difference import diff
     from inlay.composer.factors import Adapter, read_adapter
@@ -64,6 +66,7 @@ _HOMES = {
     "add_cat": "merging.learned",
     "add_converted": "conversion",
     "add_truncated": "truncation",
+    "auto": "choosing.auto",
     "blame": "blaming",
     "cat": "merging.cat",
     "compose": "model",
@@ -86,6 +89,7 @@ __all__ = [
     "add_cat",
     "add_converted",
     "add_truncated",
+    "auto",
     "blame",
     "cat",
     "compose",

@@ -39,28 +39,31 @@ def lock(
     accept_prompt_change: bool = False,
     why: str = "",
     seed: int = 0,
+    routers: Mapping[str, str] | None = None,
 ) -> Lock:
     """Resolve `recipe` afresh and keep it as the next lock of the variant `name`.
 
     A route's router is fitted on prompts kept with its experts' training runs, or on `examples` ({adapter's
     name: prompts}), at most `examples_each` of them, and on `general_prompts` (a JSONL file of {"prompt"}
     and, if known, "skill", a list, or those that ship) for its base class. The base is needed for that alone.
+    `routers`: those that are fitted already, path -> digest as `fit_routers` gives them; then none is fitted.
     Merges are computed once: what cutting them cost in each module is kept in the lock's provenance. Raises
     InputError (recipe, a merge that its method does not allow, fewer than two experts, no examples for one,
     examples for none), BaseMismatch, Conflict (an alias moved while the router was fitted).
     """
     parsed = Recipe.of(recipe)
     _check_merges(parsed)
-    routers = fit_routers(
-        store,
-        parsed,
-        base=base,
-        general_prompts=general_prompts,
-        examples=examples,
-        examples_each=examples_each,
-        accept_prompt_change=accept_prompt_change,
-        seed=seed,
-    )
+    if routers is None:
+        routers = fit_routers(
+            store,
+            parsed,
+            base=base,
+            general_prompts=general_prompts,
+            examples=examples,
+            examples_each=examples_each,
+            accept_prompt_change=accept_prompt_change,
+            seed=seed,
+        )
     provenance = _merged(store, parsed, routers)
     made = store.lock(name, parsed, routers=routers, why=why, provenance=provenance)
     if routers:

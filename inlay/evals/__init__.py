@@ -22,6 +22,10 @@
     blame.py           which member of a variant costs what, from outcomes
     blame_text.py      a blame report on a terminal
     blame_html.py      and as one page
+    frontier.py        what candidates learned and forgot, and which no other beats
+    frontier_tables.py as tables
+    frontier_text.py   on a terminal
+    frontier_html.py   and as one page
     score_changes.py   two subjects on the same items, suite by suite
     difference.py      what differs between two versions or locks: the records
     comparing.py       how it is read out of the registry

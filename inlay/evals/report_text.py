@@ -32,7 +32,7 @@ def print_report(report: ForgettingReport, console: Console | None = None) -> No
     console.print(Text(printable(report.verdict), style="bold"))
     for table in tables(report):
         console.print()
-        _print_table(table, console)
+        print_table(table, console)
     console.print()
     for sentence in sentences(report):
         console.print(Text(printable(sentence)))
@@ -40,8 +40,8 @@ def print_report(report: ForgettingReport, console: Console | None = None) -> No
         _print_flips(flips, shown, console, lost=lost)
 
 
-def _print_table(table: Table, console: Console) -> None:
-    """Columns of a high rank are left out until the rest fits; a note says so."""
+def print_table(table: Table, console: Console) -> None:
+    """Print it. Columns of a high rank are left out until the rest fits; a note says so."""
     from rich import box
     from rich.table import Table as Grid
     from rich.text import Text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from inlay.composer.export import export_made
 from inlay.composer.factors import read_adapter
-from inlay.composer.merging.cat import Example, Learning, cat
+from inlay.composer.merging.cat import Cat, Example, Learning, cat
 from inlay.composer.model import BaseLike, check_base, whereabouts
 from inlay.errors import InputError
 from inlay.evals.inference import Base, as_messages, load_base
@@ -64,11 +64,33 @@ def add_cat(
         energy=energy,
         progress=progress,
     )
+    given |= {"rank": rank, "energy": energy, "accept_prompt_change": accept_prompt_change}
+    return keep_cat(
+        store, name, made, versions, examples, loaded, general=general, learning=learning, **given
+    )
+
+
+def keep_cat(
+    store: Registry,
+    name: str,
+    made: Cat,
+    versions: Sequence[Version],
+    examples: Sequence[Example],
+    base: Base,
+    *,
+    general: Sequence[Prompt],
+    learning: Learning,
+    rank: int | None = None,
+    energy: float | None = None,
+    accept_prompt_change: bool = False,
+    **given: Any,
+) -> Version:
+    """Register what `cat` made of `versions`, as `add_cat` does; the arguments are those it was made with."""
     settings = {**asdict(learning), "rank": rank, "energy": energy}
     prompts = [as_messages(prompt)[-1]["content"] for prompt, _ in examples]
     data = digest_of_json([[as_messages(prompt), answer] for prompt, answer in examples])
     run = {
-        "base": {"weights": loaded.fingerprint.weights, "prompt": loaded.fingerprint.prompt},
+        "base": {"weights": base.fingerprint.weights, "prompt": base.fingerprint.prompt},
         "coefficients": {module: list(found) for module, found in made.coefficients.items()},
         "dataset": {"digest": data, "name": "examples of cat", "rows": len(examples)},
         "drift": made.drift,
@@ -93,7 +115,7 @@ def add_cat(
         return store.add(
             name,
             folder,
-            base=loaded.fingerprint,
+            base=base.fingerprint,
             run=run,
             lineage=lineage,
             accept_prompt_change=accept_prompt_change,

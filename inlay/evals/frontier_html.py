@@ -1,0 +1,57 @@
+"""A choice by measured result as one page: no script, no network, readable on a phone and on paper.
+
+Names come from recipes, and reach the page only through autoescaped templates or as glyphs of an image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from inlay.evals.frontier import FrontierReport, Point
+from inlay.evals.frontier_tables import frontier_tables, mark_of, shown
+from inlay.evals.report_html import Estimate, Subject
+from inlay.evals.report_plots import learning_against_forgetting
+from inlay.registry.printable import printable
+
+
+def write_frontier(path: str | Path, report: FrontierReport) -> Path:
+    """Write the page to `path` (its folder is made) and return it."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("inlay.evals", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    page = environment.get_template("frontier.html").render(
+        report=report,
+        tables=frontier_tables(report),
+        plot=learning_against_forgetting(subjects(report), report.forget),
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def subjects(report: FrontierReport) -> list[Subject]:
+    """The points of the plot: the base and each adapter alone as such, what was chosen as a variant, the
+    others as what was left."""
+    return [
+        Subject(
+            label=point.name,
+            kind=_kind(report, point),
+            learned=Estimate(point.learned, *point.interval),
+            lost=Estimate(point.lost, *point.general.loss_interval),
+        )
+        for point in shown(report)
+    ]
+
+
+def _kind(report: FrontierReport, point: Point) -> str:
+    if mark_of(report, point) == "chosen":
+        return "variant" if report.passed else "refused"
+    return {"base": "base", "alone": "adapter"}.get(point.kind, "plain")
