@@ -30,7 +30,7 @@ def calibrate_base(
 
 def _whereabouts(registry: Registry, ref: str | None) -> str:
     """Where the base of REF lies, or that of all adapters."""
-    from inlay.composer.model import whereabouts
+    from inlay.composer.bases import whereabouts
 
     if ref is not None:
         return str(whereabouts(registry.resolve(ref).base))

@@ -18,6 +18,7 @@ model.py       a reference or a recipe becomes a model that answers
 routing.py     what the routes of a plan choose, who may be chosen, and the gate that comes of it
 prefill.py     the pass that chose, kept as the first step of answering
 experts.py     a recipe with an expert more or less
+bases.py       is this the base that it was made for, and where does it lie
 locking.py     a recipe becomes a lock, its routers fitted
 measure.py     scores and forgetting of composed models
 routing_report.py  where their routers send prompts, and what that costs

@@ -159,8 +159,8 @@ def _checked(engine: str, summed: _Sum, rank: int) -> tuple[Finding, ...]:
 
 
 def _folded(summed: _Sum, target: Path, base: str | Path | None, accept_prompt_change: bool) -> Exported:
+    from inlay.composer.bases import check_fingerprint, whereabouts
     from inlay.composer.folding import write_folded
-    from inlay.composer.model import check_fingerprint, whereabouts
     from inlay.registry.fingerprint import BaseFingerprint
 
     rank = _rank(summed)

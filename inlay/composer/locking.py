@@ -162,7 +162,7 @@ def fit_routers(
         ]
         for path, experts in members.items()
     }
-    from inlay.composer.model import check_base, whereabouts
+    from inlay.composer.bases import check_base, whereabouts
     from inlay.composer.routers import ROUTERS, Fitted, Material
     from inlay.evals.inference import Base, load_base
 

@@ -16,6 +16,7 @@ import torch
 
 from inlay.composer.alone import load_alone
 from inlay.composer.bank import Bank
+from inlay.composer.bases import check_base, whereabouts
 from inlay.composer.merging.loading import adapter_of
 from inlay.composer.plan import Plan, make_plan
 from inlay.composer.prefill import keeps_rows, passed, put_rows, without_last
@@ -24,14 +25,13 @@ from inlay.composer.routers.seen import Seen, pool, pooled
 from inlay.composer.routing import Ask, Decision, Turn, allow_list, load_routing
 from inlay.errors import BaseMismatch, InputError
 from inlay.evals.inference import Base, Chat, Prompt, batches_by_length, encode_prompt, load_base, pad
-from inlay.registry import BaseRef, Lock, Recipe, Registry, Version
+from inlay.registry import Lock, Recipe, Registry, Version
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
     from inlay.evals import ForgettingReport
-    from inlay.registry.fingerprint import BaseFingerprint
 
 BaseLike = str | Path | Base | None
 
@@ -466,28 +466,6 @@ def compose(
     return ComposedModel(loaded, store, target, plan, allow=allow)
 
 
-def check_base(wanted: BaseRef, loaded: Base, ref: str, *, accept_prompt_change: bool = False) -> None:
-    """BaseMismatch unless the loaded base is the one that `ref` was made for."""
-    check_fingerprint(wanted, loaded.fingerprint, ref, accept_prompt_change=accept_prompt_change)
-
-
-def check_fingerprint(
-    wanted: BaseRef, found: BaseFingerprint, ref: str, *, accept_prompt_change: bool = False
-) -> None:
-    """`check_base` for a base that was not loaded."""
-    if found.weights != wanted.weights:
-        raise BaseMismatch(
-            f"{ref} was made for the base {wanted.name} ({wanted.weights[:19]}…), "
-            f"and {found.name} has the weights {found.weights[:19]}…",
-            fix="name the right base with --base",
-        )
-    if found.prompt != wanted.prompt and not accept_prompt_change:
-        raise BaseMismatch(
-            f"{ref} was made for another tokenizer or chat template of {wanted.name}",
-            fix="acknowledge the change with --accept-prompt-change",
-        )
-
-
 def _target(what: Any, store: Registry, base: BaseLike, accept_prompt_change: bool) -> Lock | Version:
     if isinstance(what, Lock | Version):
         return what
@@ -503,10 +481,3 @@ def _target(what: Any, store: Registry, base: BaseLike, accept_prompt_change: bo
     recipe = Recipe.of(what)
     routers = fit_routers(store, recipe, base=base, accept_prompt_change=accept_prompt_change)
     return store.pin(recipe, routers=routers)
-
-
-def whereabouts(base: BaseRef) -> str:
-    """Where the registry last saw a base; InputError if nobody told it."""
-    if not base.source:
-        raise InputError(f"nobody told where the base {base.name} lies", fix="name it with --base")
-    return base.source

@@ -396,7 +396,7 @@ def _norms_at(
     plan: Plan, base: str | Path | BaseFingerprint | None, modules: Sequence[str], notes: list[str]
 ) -> dict[str, float]:
     """‖W‖ from the base's files; nothing, with a note, where nobody named it and it is not where it was."""
-    from inlay.composer.model import whereabouts
+    from inlay.composer.bases import whereabouts
 
     try:
         fingerprint = BaseFingerprint.of(whereabouts(plan.base) if base is None else base)

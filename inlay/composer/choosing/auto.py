@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inlay.composer.ablation_scores import BASE
+from inlay.composer.bases import check_base, whereabouts
 from inlay.composer.choosing.aims import TargetsLike, aimed, check_suites, labelled_for
 from inlay.composer.choosing.budget import Budget
 from inlay.composer.choosing.candidates import Candidate
@@ -21,7 +22,7 @@ from inlay.composer.locking import General, lock
 from inlay.composer.measure import GENERAL, SuiteLike, suite_of
 from inlay.composer.merging.cat import Example
 from inlay.composer.merging.learned import keep_cat
-from inlay.composer.model import BaseLike, check_base, whereabouts
+from inlay.composer.model import BaseLike
 from inlay.errors import Conflict, InputError
 from inlay.evals.frontier import FrontierReport, Point
 from inlay.evals.inference import Base, load_base

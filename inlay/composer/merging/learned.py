@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inlay.composer.bases import check_base, whereabouts
 from inlay.composer.export import export_made
 from inlay.composer.factors import read_adapter
 from inlay.composer.merging.cat import Cat, Example, Learning, cat
-from inlay.composer.model import BaseLike, check_base, whereabouts
+from inlay.composer.model import BaseLike
 from inlay.errors import InputError
 from inlay.evals.inference import Base, as_messages, load_base
 from inlay.evals.scoring import library_versions
