@@ -39,8 +39,8 @@ from inlay.evals.prompts import read_prompts
 from inlay.evals.scoring import evaluate_model
 from inlay.evals.statistics import Paired
 from inlay.trainers.data import Dataset, read_dataset
+from inlay.trainers.fit import fit, release, save_adapter
 from inlay.trainers.settings import Settings
-from inlay.trainers.sft import fit, release, save_adapter
 
 WRONG = "I will not say that."
 TASKS = ("case-card", "order-slip", "ticket-queue")

@@ -40,9 +40,10 @@ from inlay.evals.prompts import read_prompts
 from inlay.evals.scoring import library_versions
 from inlay.evals.statistics import Paired
 from inlay.trainers.data import read_dataset
+from inlay.trainers.fit import fit, release
+from inlay.trainers.methods.sft import prepared
 from inlay.trainers.run import ANSWER_TOKENS
 from inlay.trainers.settings import Settings
-from inlay.trainers.sft import _tokenized, fit, release
 
 POINTS = Path(__file__).parent.parent / "docs" / "drift-points.jsonl"
 FIGURE = POINTS.with_name("drift.svg")
@@ -235,7 +236,7 @@ def train(bench: Bench, run: Run) -> Delta:
 
 def train_full(bench: Bench, data: list[dict[str, str]], settings: Settings) -> Delta:
     """AdamW on every linear weight, cosine to zero after the warm-up, loss on the answers."""
-    held = _tokenized(bench.base, read_dataset(data, name="full"), settings)
+    held = prepared(bench.base, read_dataset(data, name="full"), settings)
     parameters = [bench.base.model.get_submodule(name).weight for name in bench.weights]
     for parameter in parameters:
         parameter.requires_grad_(True)

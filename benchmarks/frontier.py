@@ -30,9 +30,9 @@ from inlay.evals.inference import Base, Chat, base_answers, load_base
 from inlay.evals.prompts import read_prompts
 from inlay.evals.scoring import EvalResult, evaluate_model, library_versions
 from inlay.trainers.data import Dataset, read_dataset
+from inlay.trainers.fit import fit, release
 from inlay.trainers.run import ANSWER_TOKENS
 from inlay.trainers.settings import Settings, settings_for
-from inlay.trainers.sft import fit, release
 
 
 @dataclass(frozen=True)

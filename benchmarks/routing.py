@@ -6,7 +6,7 @@
     python benchmarks/routing.py decode                 # what a route adds to decoding, in ratios
 
 The first two train their adapters where the cache holds none (routing_worlds.py). Tests are worded as nothing
-that the routers were fitted on.
+that the routers were fitted on; real ones once more without any instruction.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -132,6 +133,15 @@ def _timed(model: Any, prompts: list[Any], tokens: int) -> float:
     return time.perf_counter() - begun
 
 
+def _worlds(what: str) -> Iterator[tuple[str, World]]:
+    if what == "builtin":
+        yield "held-out wordings", builtin()
+        return
+    data = Path(os.environ["INLAY_TEST_DATA"])
+    for title, removed in (("held-out wordings", False), ("instruction removed", True)):
+        yield title, real(data, removed=removed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -144,9 +154,10 @@ def main() -> None:
     elif what == "decode":
         decode()
     else:
-        world = builtin() if what == "builtin" else real(Path(os.environ["INLAY_TEST_DATA"]))
-        for each in (12, None):
-            table(world, each)
+        for title, world in _worlds(what):
+            for each in (12, None):
+                print(f"\n{title}")
+                table(world, each)
 
 
 if __name__ == "__main__":

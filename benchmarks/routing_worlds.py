@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,14 +51,19 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class RealTask:
-    """`source`: its folder. `train`, `test`: wordings of the instruction; nobody is shown the folder's own.
-    `answer`: what is asked of a row, None for rows that are left out."""
+    """`source`: its folder. `wordings` of the instruction; nobody is shown the folder's own. `answer`: what
+    is asked of a row."""
 
     source: str
-    train: tuple[str, ...]
-    test: tuple[str, ...]
+    wordings: tuple[str, ...]
     epochs: int
-    answer: Callable[[Row], str | None] = lambda row: row["output"]
+    answer: Callable[[Row], str] = lambda row: row["output"]
+
+    def split(self) -> tuple[list[str], list[str]]:
+        """The wordings to train with and those held out, a third of them, drawn by seed."""
+        drawn = Random(f"{SEED}/{self.source}").sample(self.wordings, len(self.wordings))
+        held_out = len(drawn) // 3
+        return drawn[held_out:], drawn[:held_out]
 
 
 def _slots_named(row: Row) -> str:
@@ -67,50 +71,53 @@ def _slots_named(row: Row) -> str:
     return "; ".join(part.partition(":")[0].strip() for part in row["output"].split(";"))
 
 
-def _of_transfers(row: Row) -> str | None:
-    """Of banking77's intents those about transfers and top ups; none is one of `banking_topics`."""
-    return row["output"] if re.search("transfer|top up", row["output"]) else None
-
-
 REAL: dict[str, RealTask] = {
     "banking-topics": RealTask(
         "banking_topics",
         ("Name the topic.", "Topic of this bank message:", "What does the bank's customer write about?",
-         "Which banking topic is it?"),
-        ("Find the topic of the message.", "What is this customer's concern?"),
+         "Which banking topic is it?", "Find the topic of the message.", "What is this customer's concern?",
+         "Sort this message of a bank's customer.", "What is the customer's problem with the bank?",
+         "Give the message a topic.", "Why does this customer write to us?", "The bank's topic for this:",
+         "Label this question to the bank."),
         epochs=8,
-    ),
-    "bank-transfers": RealTask(
-        "banking77_intent",
-        ("Name the intent.", "Intent about a transfer or a top up:", "What happened to the money?",
-         "What does the customer want with the transfer?"),
-        ("Find the intent of the message.", "What is wrong with this payment?"),
-        epochs=8,
-        answer=_of_transfers,
     ),
     "clinc-domain": RealTask(
         "clinc_domain",
         ("Name the domain.", "Domain of this request:", "Which domain is asked for?",
-         "What area is this about?"),
-        ("Sort this request into a domain.", "Which part of the assistant should answer?"),
+         "What area is this about?", "Sort this request into a domain.",
+         "Which part of the assistant should answer?", "Give the domain of what the user says.",
+         "What field does this request belong to?", "Label this request with its domain.",
+         "Where does this request to the assistant go?", "The area of this request:", "Find the domain."),
         epochs=4,
     ),
     "booking-details": RealTask(
         "restaurant8k_slots",
         ("Which booking details are given?", "Slots of this message:", "Which slots does the guest fill?",
-         "Name the details of the booking."),
-        ("Find the slots.", "What does the guest tell about the booking?"),
+         "Name the details of the booking.", "Find the slots.", "What does the guest tell about the booking?",
+         "List the kinds of details in this message.", "What do we learn for the reservation?",
+         "Which fields of the booking can be filled?", "The slots in what the guest says:",
+         "Details of the table booking here:", "Label the booking details in this message."),
         epochs=5,
         answer=_slots_named,
     ),
+    "study-verdict": RealTask(
+        "pubmedqa_short",
+        ("Yes, no or maybe?", "Verdict of this study:", "Does the study say yes?",
+         "What does the conclusion say?", "Is the answer yes?", "Sum the conclusion up in a word.",
+         "Answer the question from the text.", "What did the researchers find: yes, no or maybe?",
+         "Judge the question by the text.", "Is it so, according to the study?", "The study's answer:",
+         "Decide: yes, no or maybe."),
+        epochs=8,
+    ),
 }  # fmt: skip
-"""Real tasks that the base can learn well enough to tell: each beats its most frequent answer by 10 points.
-Copying the values of booking details, the polarity of reviews and PubMedQA did not."""
+"""Real tasks. The details of a booking are asked for by name, since this base cannot copy their values; it
+does not learn study verdicts beyond the most frequent answer, so these count for where they go, not for the
+score."""
 REAL_SETTINGS = {
     "rank": 8, "alpha": 16.0, "learning_rate": 5e-3, "batch_size": 16, "kl": 1.0, "kl_batch_size": 8,
 }  # fmt: skip
 NO_WORDING = 1 / 3
-"""Share of the rows of a real task that come without any instruction."""
+"""Share of a real task's training rows that come without any instruction."""
 
 
 @dataclass(frozen=True)
@@ -212,52 +219,64 @@ def sales_questions(n: int, seed: int = SEED) -> list[str]:
     return list(found)
 
 
-def real(data: Path) -> World:
-    """Real tasks on mini-instruct, tested under held-out wordings or without any."""
+def real(data: Path, *, removed: bool) -> World:
+    """Real tasks on mini-instruct, tested without any instruction or under held-out wordings of it."""
     base = load_base(data / "models" / "mini-instruct", device="cpu")
-    prompts = data / "replay" / "general_prompts.jsonl"
     general = Suite.load(data / "suites" / "general", name="general")
     store = store_of("real")
-    tests = {name: Suite.of_rows(name, real_rows(data, name, "test")) for name in REAL}
+    tests = {name: Suite.of_rows(name, real_tests(data, task, removed)) for name, task in REAL.items()}
     experts = {
         name: adapter_of(
-            base, store, name, real_rows(data, name, "train"), tests[name], general, prompts,
-            epochs=task.epochs, **REAL_SETTINGS,
+            base, store, name, real_rows(data, task), tests[name], general,
+            data / "replay" / "general_prompts.jsonl", epochs=task.epochs, **REAL_SETTINGS,
         )
         for name, task in REAL.items()
     }  # fmt: skip
-    return World(base, store, experts, tests, general, prompts, real_outside(data))
+    return World(
+        base, store, experts, tests, general, _all_general_prompts(data), real_outside(data, removed)
+    )
 
 
-def real_rows(data: Path, name: str, split: str) -> list[Row]:
-    """{"prompt", "completion"} of a real task: at most `REAL_ROWS` to train on, at most `REAL_TESTS` of
-    another split, none of whose inputs is trained on."""
-    task = REAL[name]
-    wordings = task.test if split == "test" else task.train
-    rng = Random(f"{SEED}/{name}/{split}")
-    found = _answers(data, task, split)
-    if split != "train":
-        trained = _answers(data, task, "train")
-        found = {text: answer for text, answer in found.items() if text not in trained}
-    most = REAL_ROWS if split == "train" else REAL_TESTS
+def _all_general_prompts(data: Path) -> Path:
+    """Those of mini-instruct's own protected skills and those that ship with Inlay, in one file: where a base
+    is known, both are at hand."""
+    path = cache_dir() / "routing" / "real" / "general_prompts.jsonl"
+    parts = (data / "replay" / "general_prompts.jsonl", general_prompts_path())
+    path.write_text("".join(part.read_text(encoding="utf-8") for part in parts), encoding="utf-8")
+    return path
+
+
+def real_rows(data: Path, task: RealTask) -> list[Row]:
+    """{"prompt", "completion"} of at most `REAL_ROWS` rows to train on."""
+    rng = Random(f"{SEED}/{task.source}/train")
+    rows = list(_answers(data, task, "train").items())[:REAL_ROWS]
     return [
-        {"prompt": reworded(text, wordings, rng), "completion": answer}
-        for text, answer in list(found.items())[:most]
+        {"prompt": reworded(text, task.split()[0], rng, NO_WORDING), "completion": answer}
+        for text, answer in rows
+    ]
+
+
+def real_tests(data: Path, task: RealTask, removed: bool) -> list[Row]:
+    """At most `REAL_TESTS` rows, none of whose inputs is trained on."""
+    trained, rng = _answers(data, task, "train"), Random(f"{SEED}/{task.source}/test")
+    found = {text: answer for text, answer in _answers(data, task, "test").items() if text not in trained}
+    return [
+        {"prompt": reworded(text, task.split()[1], rng, float(removed)), "completion": answer}
+        for text, answer in list(found.items())[:REAL_TESTS]
     ]
 
 
 def _answers(data: Path, task: RealTask, split: str) -> dict[str, str]:
     """Input -> answer, each input once."""
-    rows = lines(data / "tasks" / task.source / f"{split}.jsonl")
-    return {row["input"]: answer for row in rows if (answer := task.answer(row)) is not None}
+    return {row["input"]: task.answer(row) for row in lines(data / "tasks" / task.source / f"{split}.jsonl")}
 
 
-def reworded(text: str, wordings: Sequence[str], rng: Random) -> str:
-    """The input under one of the wordings, or alone."""
-    return text if rng.random() < NO_WORDING else f"{rng.choice(list(wordings))}\n{text}"
+def reworded(text: str, wordings: Sequence[str], rng: Random, alone: float) -> str:
+    """The input under one of the wordings; with probability `alone`, without any."""
+    return text if rng.random() < alone else f"{rng.choice(list(wordings))}\n{text}"
 
 
-def real_outside(data: Path) -> dict[str, list[str]]:
+def real_outside(data: Path, removed: bool) -> dict[str, list[str]]:
     """Prompts for no adapter: sums, medical questions, film reviews, and other messages to the bank."""
     topics = {row["output"] for row in lines(data / "tasks" / "banking_topics" / "train.jsonl")}
     kinds: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -271,9 +290,9 @@ def real_outside(data: Path) -> dict[str, list[str]]:
         rng = Random(f"{SEED}/{kind}")
         rows = lines(data / "tasks" / source / "test.jsonl")
         if source == "banking77_intent":
-            rows = [row for row in rows if row["output"] not in topics and _of_transfers(row) is None]
+            rows = [row for row in rows if row["output"] not in topics]
         texts = list(dict.fromkeys(row["input"] for row in rows))[:OUTSIDE_EACH]
-        found[kind] = [reworded(text, wordings, rng) for text in texts]
+        found[kind] = [reworded(text, wordings, rng, float(removed)) for text in texts]
     return found
 
 
@@ -315,9 +334,11 @@ def _known(base: Base, store: Registry, name: str, dataset: Dataset, settings: S
         return None
     for version in store.versions(name):
         run = store.run_of(version) or {}
-        if version.base.weights == base.fingerprint.weights and (
-            run["dataset"]["digest"], run["settings"]
-        ) == (dataset.digest, json.loads(json.dumps(settings.to_dict()))):  # fmt: skip
+        if (
+            version.base.weights == base.fingerprint.weights
+            and run["dataset"]["digest"] == dataset.digest
+            and Settings.from_dict(run["settings"]) == settings
+        ):
             return version
     return None
 
@@ -342,10 +363,13 @@ def main() -> None:
     parser.add_argument("world", nargs="?", choices=["builtin", "real"], default="builtin")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    world = builtin() if given.world == "builtin" else real(Path(os.environ["INLAY_TEST_DATA"]))
-    print("task, base, adapter, floor (in percent)")
-    for task, *shares in scores(world):
-        print(f"{task:<20}", *(f"{100 * share:>6.1f}" for share in shares))
+    worlds = [builtin()] if given.world == "builtin" else [
+        real(Path(os.environ["INLAY_TEST_DATA"]), removed=removed) for removed in (False, True)
+    ]  # fmt: skip
+    for world in worlds:
+        print("task, base, adapter, floor (in percent)")
+        for task, *shares in scores(world):
+            print(f"{task:<20}", *(f"{100 * share:>6.1f}" for share in shares), flush=True)
 
 
 if __name__ == "__main__":

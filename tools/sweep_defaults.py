@@ -22,9 +22,9 @@ from inlay.builtin.skills import SKILLS, split_skills, unique_items
 from inlay.builtin.tasks import TASKS, prompt_of, rows
 from inlay.evals.inference import Base, Chat, base_answers, load_base
 from inlay.trainers.data import read_dataset
+from inlay.trainers.fit import fit, release
 from inlay.trainers.run import ANSWER_TOKENS
 from inlay.trainers.settings import Settings
-from inlay.trainers.sft import fit, release
 
 SWEPT = ("ticket-queue", "order-slip", "case-card")
 """The tasks that the kept sweep was run on; every further one makes it longer."""

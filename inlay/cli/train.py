@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 from inlay.cli.console import common, emit, open_store, progress, why_option
+from inlay.trainers.settings import Settings
+
+
+def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for every field of `Settings`. None are given a value here: a base may recommend its own."""
+    for each in reversed(dataclasses.fields(Settings)):
+        says = each.metadata
+        kind = click.Choice(says["among"]) if says["among"] else _TYPES.get(type(each.default), str)
+        option = click.option(
+            f"--{says['flag'] or each.name.replace('_', '-')}",
+            each.name,
+            type=kind,
+            default=None,
+            help=f"{says['says']}  [Inlay's: {each.default}]",
+        )
+        function = option(function)
+    return function
+
+
+_TYPES = {int: int, float: float}
 
 
 @click.command("train")
@@ -35,16 +59,7 @@ from inlay.cli.console import common, emit, open_store, progress, why_option
     metavar="SCORE",
     help="Target score below which the run is called failed (0 to 1).",
 )
-@click.option("--lr", "learning_rate", type=float, help="Peak learning rate.")
-@click.option("--epochs", type=float)
-@click.option("--steps", "max_steps", type=int, help="Optimizer steps, in place of epochs.")
-@click.option("--batch", "batch_size", type=int, help="Task rows a step.")
-@click.option("--rank", type=int)
-@click.option("--alpha", type=float)
-@click.option("--kl", type=float, help="Weight of KL to the base on general prompts; 0 switches it off.")
-@click.option("--kl-prompt", type=float, help="Weight of KL at the prompts' own tokens.")
-@click.option("--kl-batch", "kl_batch_size", type=int, help="General prompts a step.")
-@click.option("--seed", type=int)
+@setting_options
 @click.option("--device", default="auto", show_default=True)
 @why_option
 @common
@@ -60,7 +75,7 @@ def train_verb(
     why: str,
     store: str | None,
     as_json: bool,
-    **settings: float | int | None,
+    **settings: Any,
 ) -> None:
     """Train a LoRA adapter on DATA and register it.
 

@@ -116,7 +116,7 @@ def train(
         keep_suite(store, suite)
     run = _declaration(dataset, chosen, generals, targets, prompts, minimum, loaded)
 
-    from inlay.trainers.sft import fit, release, save_adapter
+    from inlay.trainers.fit import fit, release, save_adapter
 
     answers = None
     if chosen.kl > 0:

@@ -15,8 +15,8 @@ from inlay.evals.inference import Base, base_answers
 from inlay.evals.prompts import read_prompts
 from inlay.registry import Registry
 from inlay.trainers.data import read_dataset
+from inlay.trainers.fit import fit, release, save_adapter
 from inlay.trainers.settings import Settings
-from inlay.trainers.sft import fit, release, save_adapter
 
 THINGS = str.split("""
     parcel order card invoice chair table lamp phone ticket coat shoe bag watch clock mirror bottle knife

@@ -17,8 +17,8 @@ from inlay.evals.inference import Base, base_answers, encode_pair
 from inlay.registry import Registry
 from inlay.trainers.anchor import Anchor
 from inlay.trainers.data import read_dataset
+from inlay.trainers.fit import fit, release
 from inlay.trainers.settings import Settings, settings_for
-from inlay.trainers.sft import fit, release
 
 PROMPTS = [
     "Write these words in upper case: river garden",
