@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from inlay.composer.gate import Gate, State, Work
-from inlay.composer.paths import folded_weight, looked_up, multiplied
+from inlay.composer.paths import Gathered, folded_weight, looked_up, multiplied
 from inlay.composer.site import Layout, Site, Span
 from inlay.errors import InputError
 
@@ -77,7 +77,7 @@ class BankLayer(nn.Module):
             return y
         prepared = self._prepared
         if prepared is None or prepared[0] is not state or prepared[1] != x.shape:
-            prepared = self._prepared = (state, x.shape, self.gate.work(self._site(x), self.module))
+            prepared = self._prepared = (state, x.shape, self._work(x))
         work = prepared[2]
         if work is None:
             return y
@@ -90,6 +90,13 @@ class BankLayer(nn.Module):
             added = torch.zeros(y.shape, dtype=self.down.dtype, device=y.device)
             work(added, x if self.lookup else x.to(self.down.dtype), self.down, self.up, project)
         return y + added.to(y.dtype)
+
+    def _work(self, x: torch.Tensor) -> Work | None:
+        work = self.gate.work(self._site(x), self.module)
+        if isinstance(work, Gathered) and work.lasting:
+            with torch.inference_mode(False), torch.no_grad():
+                return work.kept(self.down, self.up)
+        return work
 
     def _apply(self, fn: Any, recurse: bool = True) -> BankLayer:
         self._prepared = None  # what was prepared lies on the device, in the dtype, that are left

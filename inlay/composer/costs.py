@@ -14,7 +14,8 @@ class Shape:
 
     `features`: in + out. `columns`: how many the dense path multiplies. `gathered`: columns of the row that
     has most, 0 where nothing can be gathered. `pieces`: for each run of columns the tokens that meet it,
-    how many columns it has, and whether its rows must be copied together first.
+    how many columns it has, and whether its rows must be copied together first. `lasting`: the same rows come
+    again step after step, and there is room to hold on to what was gathered for them.
     """
 
     rows: int
@@ -23,6 +24,7 @@ class Shape:
     columns: int
     gathered: int
     pieces: tuple[tuple[int, int, bool], ...]
+    lasting: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ CPU = Costs(call=2.1e-6, product=2.4e-11, batched=3.0e-11, read=5.5e-11, copy=1.
 CUDA = Costs(call=5e-6, product=1e-13, batched=2e-13, read=2e-12, copy=4e-12)
 
 
+KEPT_STEPS = 16
+"""How many steps of a decode are taken to share the copies that the first one makes."""
+
+
 def estimate(shape: Shape, costs: Costs) -> dict[str, float]:
     """Seconds of each path that there is for this shape."""
 
@@ -81,6 +87,9 @@ def estimate(shape: Shape, costs: Costs) -> dict[str, float]:
     if shape.gathered:
         copied = shape.rows * shape.gathered * shape.features
         seconds["gathered"] = 5 * costs.call + copied * (costs.copy + shape.length * costs.batched)
+        if shape.lasting:
+            each = costs.read + costs.batched + costs.copy / KEPT_STEPS
+            seconds["kept"] = 2 * costs.call + copied * each
     return seconds
 
 
@@ -107,6 +116,7 @@ def estimate_tokens(shape: TokenShape, costs: Costs) -> dict[str, float]:
 
 
 def choose(shape: Shape | TokenShape, costs: Costs) -> str:
-    """The path with the least estimate; of equals the one named first: dense, segmented, gathered."""
+    """The path with the least estimate; of equals the one named first: dense, segmented, gathered,
+    kept."""
     seconds = estimate(shape, costs) if isinstance(shape, Shape) else estimate_tokens(shape, costs)
     return min(seconds, key=lambda path: seconds[path])

@@ -24,6 +24,9 @@ from inlay.errors import InputError
 
 Work = Still | Routed
 
+KEPT_BYTES = 1 << 20
+"""Most that one layer holds on to for a decode: of a model with 200 layers 200 MiB."""
+
 
 @dataclass(eq=False)
 class State:
@@ -211,12 +214,14 @@ class Gate:
         for slot, rows in members.items():
             for row in rows:
                 ranks[row] += spans[slot][1]
+        copied = site.rows * max(ranks) * (site.features_in + site.features_out) * site.dtype.itemsize
         shape = Shape(
             rows=site.rows,
             length=site.length,
             features=site.features_in + site.features_out,
             columns=hi - lo,
             gathered=0 if site.lookup else max(ranks),
+            lasting=site.length == 1 and not self.state.tokens and copied <= KEPT_BYTES,
             pieces=tuple(
                 (len(rows) * site.length, spans[slot][1], rows[-1] - rows[0] + 1 != len(rows))
                 for slot, rows in members.items()
@@ -227,7 +232,7 @@ class Gate:
             return Segmented(
                 tuple(self._piece(site, weights, slot, members[slot]) for slot in sorted(active))
             )
-        if path == "gathered":
+        if path in ("gathered", "kept"):
             index = torch.zeros(site.rows, max(ranks), dtype=torch.long)
             gate = torch.zeros(site.rows, 1, max(ranks))
             filled = [0] * site.rows
@@ -238,7 +243,9 @@ class Gate:
                     index[row, here] = torch.arange(start, start + rank)
                     gate[row, 0, here] = weights[row, slot]
                     filled[row] += rank
-            return Gathered(index.flatten().to(site.device), gate.to(site.device, site.dtype))
+            return Gathered(
+                index.flatten().to(site.device), gate.to(site.device, site.dtype), lasting=path == "kept"
+            )
         gate = torch.zeros(site.rows, 1, hi - lo)
         for slot in active:
             start, rank = spans[slot]
@@ -260,7 +267,9 @@ class Gate:
         return torch.tensor(gate).to(site.device, site.dtype)
 
     def _choose(self, site: Site, shape: Shape | TokenShape) -> str:
-        gathers = isinstance(shape, TokenShape) or shape.gathered
-        if self.path and (self.path != "gathered" or gathers):
+        gathers = isinstance(shape, TokenShape) or shape.gathered > 0
+        keeps = isinstance(shape, Shape) and gathers and shape.lasting
+        exists = {"gathered": gathers, "kept": keeps}
+        if self.path and exists.get(self.path, True):
             return self.path
         return choose(shape, Costs.on(site.device.type))

@@ -17,8 +17,6 @@ from torch import nn
 
 Project = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-PATHS = ("dense", "gathered", "segmented")
-
 
 def _add(y: torch.Tensor, h: torch.Tensor, up: torch.Tensor) -> None:
     """y += h @ up, in place: one call, and y is not copied."""
@@ -52,11 +50,13 @@ class Gathered:
 
     y[i] += (x[i] @ down[index[i]].T * gate[i]) @ up[index[i]]
 
-    index: long (rows * K,); gate: (rows, 1, K).
+    index: long (rows * K,); gate: (rows, 1, K). `lasting`: the same rows will come again and again, one token
+    at a time, and a layer does well to hold on to the copies.
     """
 
     index: torch.Tensor
     gate: torch.Tensor
+    lasting: bool = False
 
     def __call__(
         self, y: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, project: Project
@@ -66,6 +66,31 @@ class Gathered:
         a = down.index_select(0, self.index).view(rows, width, down.shape[1])
         b = up.index_select(0, self.index).view(rows, width, up.shape[1])
         y.baddbmm_(torch.bmm(x, a.transpose(1, 2)) * self.gate, b)
+
+    def kept(self, down: torch.Tensor, up: torch.Tensor) -> Kept:
+        """The copies made once, for these factors."""
+        rows, _, width = self.gate.shape
+        a = down.index_select(0, self.index).view(rows, width, down.shape[1])
+        b = up.index_select(0, self.index).view(rows, width, up.shape[1])
+        return Kept(a, b * self.gate.transpose(1, 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What `Gathered` copies, held on to: a decode step copies nothing.
+
+    y[i] += (x[i] @ a[i].T) @ b[i]
+
+    a: (rows, K, in); b: (rows, K, out), the gate in it.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def __call__(
+        self, y: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, project: Project
+    ) -> None:
+        y.baddbmm_(torch.bmm(x, self.a.transpose(1, 2)), self.b)
 
 
 @dataclass(frozen=True)
@@ -110,7 +135,7 @@ class Segmented:
                 _add(y if piece.rows is None else y[piece.rows], h, up[piece.lo : piece.hi])
 
 
-Still = Dense | Gathered | Segmented
+Still = Dense | Gathered | Kept | Segmented
 """What stands for whole rows, whatever their tokens are."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from inlay.composer.bank import Bank
 from inlay.composer.costs import CPU, CUDA, Costs, Shape, choose, estimate
 from inlay.composer.factors import Adapter
+from inlay.composer.paths import Kept
 from inlay.errors import InputError
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -83,7 +85,7 @@ def test_each_path_equals_the_naive_loop(path: str, dtype: torch.dtype, kind: st
     rows=st.integers(1, 6),
     length=st.integers(1, 5),
     seed=st.integers(0, 10_000),
-    path=st.sampled_from([None, "dense", "gathered", "segmented"]),
+    path=st.sampled_from([None, "dense", "gathered", "kept", "segmented"]),
 )
 @settings(max_examples=80, deadline=None)
 def test_random_gates_in_rows(ranks: list[int], rows: int, length: int, seed: int, path: str | None) -> None:
@@ -98,6 +100,52 @@ def test_random_gates_in_rows(ranks: list[int], rows: int, length: int, seed: in
     bank.gate.set(gate)
     with torch.inference_mode():
         assert error(bank.model(x), naive(inner.weight, x, adapters, gate)) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_what_a_decode_keeps_is_of_this_gate_and_these_factors(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(24, 40, bias=False)).to(dtype)
+    weight = model[0].weight
+    adapters = random_adapters([3, 8, 1], (24, 40))
+    bank = Bank(model)
+    bank.attach(adapters[:2])
+    bank.gate.path = "kept"
+    layer = bank.layers["0"]
+    first, second = torch.tensor([[1, 0], [0, 0], [0.5, -1]]), torch.tensor([[0.0, 2.0], [1, 1], [0, 0]])
+    with torch.inference_mode():
+        for step in range(3):
+            x = torch.randn(3, 1, 24).to(dtype)
+            bank.gate.set(first) if step == 0 else None
+            found = bank.model(x)
+            assert layer._prepared is not None and isinstance(layer._prepared[2], Kept)
+            assert error(found, naive(weight, x, adapters[:2], first)) < TOLERANCE[dtype]
+            assert torch.equal(found[1], layer.inner(x)[1])
+        bank.gate.set(second)
+        assert error(bank.model(x), naive(weight, x, adapters[:2], second)) < TOLERANCE[dtype]
+        slot = bank.load(adapters[2])  # more room is needed: the columns move
+        third = torch.cat([second, torch.tensor([[1.0], [0.0], [1.0]])], dim=1)
+        assert error(bank.model(x), naive(weight, x, adapters[:2], second)) < TOLERANCE[dtype]
+        bank.gate.set(third)
+        assert error(bank.model(x), naive(weight, x, adapters, third)) < TOLERANCE[dtype]
+        bank.gate.set(second)
+        bank.unload(slot)
+        bank.load(random_adapters([1], (24, 40), seed=5)[0])
+        assert error(bank.model(x), naive(weight, x, adapters[:2], second)) < TOLERANCE[dtype]
+
+
+def test_a_decode_keeps_no_more_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = Bank(torch.nn.Sequential(torch.nn.Linear(24, 40, bias=False)))
+    bank.attach(random_adapters([3, 8], (24, 40)))
+    bank.gate.path = "kept"
+    bank.gate.set(torch.eye(2))
+    held = 2 * 8 * (24 + 40) * 4
+    for bound, kept in ((held, True), (held - 1, False)):
+        monkeypatch.setattr("inlay.composer.gate.KEPT_BYTES", bound)
+        bank.gate.set(torch.eye(2))
+        bank.model(torch.randn(2, 1, 24))
+        prepared = bank.layers["0"]._prepared
+        assert prepared is not None and isinstance(prepared[2], Kept) is kept
 
 
 @pytest.mark.parametrize("path", ["dense", "segmented"])
@@ -317,6 +365,8 @@ def test_what_is_chosen(costs: Costs) -> None:
     assert choose(few, costs) == "dense", "at few columns the calls are what costs"
     many = shape_of(rows=256, length=1, adapters=256, rank=8)
     assert choose(many, costs) == "gathered", "dense multiplies 256 times what each row uses"
+    mixed = shape_of(rows=16, length=1, adapters=16, rank=8)
+    assert choose(replace(mixed, lasting=True), costs) == "kept", "what is kept is not copied at every step"
 
 
 def test_estimates_grow_with_what_they_stand_for() -> None:
