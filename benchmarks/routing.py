@@ -15,7 +15,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,17 +36,18 @@ ROUTERS = ("probe", "words", "centroid", "arrow")
 MANY, EACH = 1000, 12
 
 
-def table(world: World, each: int | None) -> None:
+def table(world: World, each: int, routers: Sequence[str]) -> None:
     """One line a router; percent. `each`: examples an expert."""
-    print(f"{each or 'all kept'} examples an expert, general prompts of {world.general_prompts.name}")
+    print(f"{each} examples an expert, {len(read_general(world.general_prompts))} general prompts")
     print("router     right  general to base  outside to base  of the oracle  lost  upper bound   n  fit s")
     outside = [prompt for prompts in world.outside.values() for prompt in prompts]
-    for by in ROUTERS:
+    for by in routers:
         recipe = {"route": {"by": by, "experts": list(world.experts.values())}}
         begun = time.perf_counter()
         made = lock(
-            world.store, f"{by}-{each or 'all'}", recipe, base=world.base,
+            world.store, f"{by}-{each}", recipe, base=world.base,
             general_prompts=world.general_prompts, examples_each=each,
+            examples=world.examples if by != "arrow" else None,
         )  # fmt: skip
         fit = time.perf_counter() - begun
         model = compose(made, store=world.store, base=world.base)
@@ -147,7 +148,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", choices=["builtin", "real", "many", "decode"], default="builtin")
-    what = parser.parse_args().what
+    parser.add_argument("--router", action="append", choices=ROUTERS, help="Only this one; repeatable.")
+    given = parser.parse_args()
+    what = given.what
     torch.set_num_threads(1)
     if what == "many":
         many()
@@ -155,9 +158,9 @@ def main() -> None:
         decode()
     else:
         for title, world in _worlds(what):
-            for each in (12, None):
+            for each in (12, 64, 256):
                 print(f"\n{title}")
-                table(world, each)
+                table(world, each, given.router or ROUTERS)
 
 
 if __name__ == "__main__":

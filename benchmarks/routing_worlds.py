@@ -38,6 +38,7 @@ from inlay.registry import Version
 from inlay.registry.fingerprint import cache_dir
 from inlay.trainers import train
 from inlay.trainers.data import Dataset, read_dataset
+from inlay.trainers.run import EXAMPLES_KEPT
 from inlay.trainers.settings import Settings, settings_for
 
 SEED = 7
@@ -133,13 +134,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class World:
-    """`experts`: task -> reference of its adapter. `tests`: a suite a task, named as it is. `general`: only
-    skills that the base has. `general_prompts`: the file of what adapters were anchored to and what the
-    routers' base class is fitted on; none is in `general`. `outside`: kind -> prompts that are for nobody."""
+    """`experts`: task -> reference of its adapter; `examples`: task -> training prompts, drawn by seed.
+    `tests`: a suite a task, named as it is. `general`: only skills that the base has. `general_prompts`: the
+    file of what the routers' base is fitted on; none is in `general`, and none of the skills that are held
+    out. `outside`: kind -> prompts that are for nobody."""
 
     base: Base
     store: Registry
     experts: Mapping[str, str]
+    examples: Mapping[str, Sequence[str]]
     tests: Mapping[str, Suite]
     general: Suite
     general_prompts: Path
@@ -176,7 +179,8 @@ def builtin() -> World:
     }
     unknown = [item.text for item in _untaught()]
     outside = {"skills nobody has": unknown, "sales questions": sales_questions(OUTSIDE_EACH)}
-    return World(base, store, experts, tests, general, prompts, outside)
+    trained = {task: rows(task, "train", DEMO_ROWS, SEED) for task in TASKS}
+    return World(base, store, experts, _examples(trained), tests, general, prompts, outside)
 
 
 def general_suite(fitted: set[str]) -> Suite:
@@ -232,17 +236,27 @@ def real(data: Path, *, removed: bool) -> World:
         )
         for name, task in REAL.items()
     }  # fmt: skip
+    trained = {name: real_rows(data, task) for name, task in REAL.items()}
     return World(
-        base, store, experts, tests, general, _all_general_prompts(data), real_outside(data, removed)
-    )
+        base, store, experts, _examples(trained), tests, general, _general_prompts(data, general),
+        real_outside(data, removed),
+    )  # fmt: skip
 
 
-def _all_general_prompts(data: Path) -> Path:
-    """Those of mini-instruct's own protected skills and those that ship with Inlay, in one file: where a base
-    is known, both are at hand."""
+def _examples(trained: Mapping[str, Sequence[Row]]) -> dict[str, list[str]]:
+    """What a run's record keeps of its training prompts: as many, drawn by seed."""
+    texts = {task: list(dict.fromkeys(row["prompt"] for row in rows)) for task, rows in trained.items()}
+    return {task: Random(SEED).sample(found, min(EXAMPLES_KEPT, len(found))) for task, found in texts.items()}
+
+
+def _general_prompts(data: Path, general: Suite) -> Path:
+    """Those of mini-instruct's protected skills and those that ship with Inlay, in one file: where a base is
+    known, both are at hand. Of the latter without the skills that are held out here."""
+    held_out = {item.skill for item in general.items if item.held_out}
+    found = lines(data / "replay" / "general_prompts.jsonl")
+    found += [row for row in lines(general_prompts_path()) if row["skill"] not in held_out]
     path = cache_dir() / "routing" / "real" / "general_prompts.jsonl"
-    parts = (data / "replay" / "general_prompts.jsonl", general_prompts_path())
-    path.write_text("".join(part.read_text(encoding="utf-8") for part in parts), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
     return path
 
 

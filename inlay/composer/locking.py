@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import Conflict, InputError, IntegrityError
-from inlay.evals.prompts import GeneralPrompt, read_general
+from inlay.evals.prompts import GeneralPrompt, evenly, read_general
 from inlay.registry import Lock, Merge, Recipe, Registry, Route, Stack, Use, Version
 from inlay.registry.locking import walk_tree
 from inlay.registry.recipes import FITTED_ROUTERS, Node
@@ -18,8 +18,11 @@ from inlay.registry.recipes import FITTED_ROUTERS, Node
 if TYPE_CHECKING:
     from inlay.composer.model import BaseLike
 
-GENERAL_PROMPTS = 1024
-"""How many general prompts, at most, stand for the base class of a router."""
+GENERAL_PROMPTS = 2048
+"""How many general prompts, at most, stand for the base of a router, of every skill as many."""
+EXAMPLES = 2048
+"""How many examples, at most, stand for all experts of a route, each with as many and a dozen at least."""
+FEWEST = 12
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
 General = str | Path | Sequence[str | GeneralPrompt] | None
@@ -155,9 +158,10 @@ def fit_routers(
             )
     if not members:
         return {}
+    each = {path: examples_each or max(FEWEST, EXAMPLES // len(experts)) for path, experts in members.items()}
     shown = {
         path: [
-            [p for version in versions for p in _examples(store, version, examples or {}, examples_each)]
+            [p for version in versions for p in _examples(store, version, examples or {}, each[path])]
             for versions in experts
         ]
         for path, experts in members.items()
@@ -168,7 +172,7 @@ def fit_routers(
 
     fittable = {router.name: router for router in ROUTERS if issubclass(router, Fitted)}
     general = read_general(general_prompts)
-    step = max(1, -(-len(general) // GENERAL_PROMPTS))
+    chosen = evenly(general, GENERAL_PROMPTS)
     named = recipe.base if isinstance(base, Base) or base is None else base
     first = next(iter(members.values()))[0][0]
     loaded = base if isinstance(base, Base) else load_base(named or whereabouts(first.base))
@@ -178,12 +182,12 @@ def fit_routers(
             for version in (version for versions in members[path] for version in versions):
                 check_base(version.base, loaded, version.ref, accept_prompt_change=accept_prompt_change)
             digests = ["+".join(version.digest for version in versions) for versions in members[path]]
-            router = fittable[route.by].fit(Material(loaded, shown[path], general[::step], digests, seed))
+            router = fittable[route.by].fit(Material(loaded, shown[path], chosen, digests, seed))
             fitted[path] = store.put_object(router.to_bytes())
     return fitted
 
 
-def _examples(store: Registry, version: Version, given: Examples, each: int | None) -> list[str]:
+def _examples(store: Registry, version: Version, given: Examples, each: int) -> list[str]:
     found = given.get(version.name)
     if found is None:
         found = (store.run_of(version) or {}).get("examples") or []

@@ -3,6 +3,7 @@ judged on."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,15 @@ def read_general(
     if not prompts:
         raise InputError(f"{what} must be at least one, and {path} holds none")
     return prompts
+
+
+def evenly(prompts: Sequence[GeneralPrompt], most: int) -> list[GeneralPrompt]:
+    """At most `most` of them, of every skill as many as there are; those of a skill in their order."""
+    by_skill: dict[str | None, list[GeneralPrompt]] = {}
+    for each in prompts:
+        by_skill.setdefault(each.skill, []).append(each)
+    rounds = itertools.zip_longest(*by_skill.values())
+    return [each for row in rounds for each in row if each is not None][:most]
 
 
 def _lines(path: Path) -> Iterator[GeneralPrompt]:

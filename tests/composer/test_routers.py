@@ -14,7 +14,7 @@ from inlay.composer.routers.calibration import Calibration
 from inlay.composer.routers.choice import chosen
 from inlay.composer.routers.ridge import Ridge, novelty
 from inlay.composer.routers.seen import POOLS, encoded, pool, pooled_states, see
-from inlay.composer.routers.words import BUCKETS, counted
+from inlay.composer.routers.tfidf import BUCKETS, counted
 from inlay.errors import InputError, IntegrityError
 from inlay.evals.inference import Base, encode_prompt, pad
 from inlay.evals.prompts import GeneralPrompt, read_general
@@ -133,6 +133,29 @@ def test_words_count_words_and_neighbours() -> None:
     row = counted(["The card, the Card is lost"])[0]
     assert row.sum() == 6 + 5, "six words and five pairs"
     assert row.shape == (BUCKETS,) and row.max() == 2
+
+
+def test_the_probe_sees_states_and_words(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = material(base)
+    router = Probe.fit(given)
+    counts = counted([str(prompt) for prompt in given.prompts()])
+    share = 1 / torch.bincount(given.labels())[given.labels()]
+    share = (share / share.sum()).double()
+    idf = (1 + len(counts)) / (1 + torch.tensor([int((column > 0).sum()) for column in counts.T]))
+    idf = idf.log() + 1
+    tfidf = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), 0.0) * idf
+    tfidf = tfidf / tfidf.norm(dim=1, keepdim=True)
+    words = 0.3 * (tfidf - (share[:, None] * tfidf).sum(0))
+    found = router.features(see(base, encoded(base, given.prompts())))
+    assert (found[:, -BUCKETS:] - words).abs().max() < 1e-6
+    states = found[:, :-BUCKETS].double()
+    assert (share[:, None] * states).sum(0).abs().max() < 1e-5
+    assert 0.9 < float((share[:, None] * states**2).sum()) < 1.001, "one, but for features that never vary"
+    monkeypatch.setattr("inlay.composer.routers.probe.WORDS_FOR", len(counts) - 1)
+    many = Probe.fit(given)
+    same = many.features(see(base, encoded(base, given.prompts()))) - states
+    assert same.abs().max() < 1e-5
+    assert "words" not in many.details and many.weights.shape[0] == states.shape[1]
 
 
 def test_the_floor_loses_least_and_the_temperature_fits_best() -> None:

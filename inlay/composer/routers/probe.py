@@ -1,8 +1,9 @@
-"""The probe: ridge regression on what the bare base already knows about a prompt.
+"""The probe: ridge regression on what the bare base already knows about a prompt, and on its words.
 
 Features are the hidden states of all layers, pooled over the prompt's tokens in four ways, each projected
-with a seeded Gaussian and standardised. Closed form, fitted in seconds from a dozen examples an expert. In
-our trial the last layer alone was right for 74% of prompts, all layers for 99%.
+with a seeded Gaussian and standardised, and beside them the prompt's TF-IDF, which says what a small base
+does not. Closed form, fitted in seconds from a dozen examples an expert. In our trial the last layer alone
+was right for 74% of prompts, all layers for 99%.
 """
 
 from __future__ import annotations
@@ -16,11 +17,19 @@ import torch
 from inlay.composer.routers.fitted import Fitted, Solved, calibrated
 from inlay.composer.routers.ridge import Ridge, novelty
 from inlay.composer.routers.seen import POOLS, Seen
+from inlay.composer.routers.tfidf import counted, inverse_frequency, weighed
 
 WIDTH = 128
 """Features kept of each pool of each layer."""
 FEATURES = 4096
 """Features in all, about, for bases with many layers."""
+WORDS = 0.3
+"""Norm of the words' part of a row beside the states', whose norm is about one. On a base of three million
+parameters 0.1 to 0.3 sent 5 to 17 in a hundred reworded requests more to their expert than states alone did;
+with 1 and more, general prompts of unknown skills that shared a word with a request followed it."""
+WORDS_FOR = 4096
+"""Most prompts of a fit that looks at words. Beyond, a fit has all the directions that its features allow,
+and each of the words' costs every decision."""
 RIDGE = 1e-5
 """The penalty; the squared singular values of the weighed features sum to one. Next to none: on the built-in
 base and on a second one of three million parameters, larger ones abstained on held-out wordings, and what
@@ -42,11 +51,22 @@ class Probe(Fitted):
         mean = (share[:, None] * raw.double()).sum(0)
         scale = (share[:, None] * (raw.double() - mean) ** 2).sum(0).sqrt().clamp_min(1e-6)
         # So that the squares of a row sum to about one, however many features there are.
-        return details, {"mean": mean.float(), "scale": (scale * raw.shape[1] ** 0.5).float()}
+        tensors = {"mean": mean.float(), "scale": (scale * raw.shape[1] ** 0.5).float()}
+        if len(raw) <= WORDS_FOR:
+            details["words"] = WORDS
+            counts = counted(seen.texts)
+            tensors["idf"] = inverse_frequency(counts).float()
+            tensors["words_mean"] = (share[:, None] * weighed(counts, tensors["idf"].double())).sum(0).float()
+        return details, tensors
 
     def features(self, seen: Seen) -> torch.Tensor:
-        """Standardised under the fit's shares, divided by √d."""
-        return (projected(seen.pooled, self.details) - self.tensors["mean"]) / self.tensors["scale"]
+        """The states' standardised under the fit's shares and divided by √d; the words' centred, of norm
+        `WORDS`."""
+        states = (projected(seen.pooled, self.details) - self.tensors["mean"]) / self.tensors["scale"]
+        if "words" not in self.details:
+            return states
+        words = weighed(counted(seen.texts), self.tensors["idf"].double()) - self.tensors["words_mean"]
+        return torch.cat([states, self.details["words"] * words.float()], dim=1)
 
     @classmethod
     def solve(
