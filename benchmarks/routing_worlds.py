@@ -245,7 +245,10 @@ def real(data: Path, *, removed: bool) -> World:
 
 def _examples(trained: Mapping[str, Sequence[Row]]) -> dict[str, list[str]]:
     """What a run's record keeps of its training prompts: as many, drawn by seed."""
-    texts = {task: list(dict.fromkeys(row["prompt"] for row in rows)) for task, rows in trained.items()}
+    texts = {
+        task: list(dict.fromkeys(example.text for example in read_dataset(rows)))
+        for task, rows in trained.items()
+    }
     return {task: Random(SEED).sample(found, min(EXAMPLES_KEPT, len(found))) for task, found in texts.items()}
 
 

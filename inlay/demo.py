@@ -76,7 +76,8 @@ def run_demo(folder: Path, *, tell: Callable[[str], None], say: Say | None = Non
     trained = {task: _train(base, store, task, data[task], say, "first training") for task in TASKS}
     for task, result in trained.items():
         tell(
-            f"Trained and registered {result.version.ref} in {result.run['seconds']:.0f} s. {result.verdict}"
+            f"Trained and registered {result.version.ref} in {result.run['seconds']:.0f} s: "
+            f"{_gains(result.report)}. {result.report.verdict}"
         )
         store.set_guard(f"{task}@prod", _guard([task]), why="what every adapter here must keep")
         store.promote(result.version.ref, "prod", why="beats the base, keeps what the base knew")
@@ -176,7 +177,9 @@ def _train(
     why: str,
     **settings: Any,
 ) -> TrainResult:
-    return train(base, data[0], name=task, store=store, target=[data[1]], why=why, say=say, **settings)
+    return train(
+        base, data[0], name=task, store=store, target=[data[1]], few_shot=False, why=why, say=say, **settings
+    )
 
 
 def _train_carelessly(

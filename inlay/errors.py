@@ -1,7 +1,7 @@
 """Every error that Inlay means to raise. Each is one line: the invariant, the value received, the fix.
 
 `exit_code` is what the command line leaves with: 1 a guard or check said no, 2 bad input or usage,
-3 the environment (busy, disk, network: try again). Anything else that escapes is a bug (70).
+3 the environment (busy, disk, network: try again), 130 interrupted. Anything else that escapes is a bug (70).
 """
 
 from __future__ import annotations
@@ -58,3 +58,9 @@ class StoreBusy(InlayError):
     """The store cannot be used right now: locked, full, read-only."""
 
     exit_code = 3
+
+
+class Interrupted(InlayError):
+    """Somebody asked for an end, and what had been done is kept."""
+
+    exit_code = 130

@@ -17,6 +17,7 @@ VERBS = (
     ("init", "store", "Make a store for adapters here."),
     ("demo", "demo", "Watch the whole story on a small built-in base: train, compose, measure, roll back."),
     ("train", "train", "Train an adapter, register it, and say what it gained and what it forgot."),
+    ("data", "data", "Look over training data: what is wrong with a file."),
     ("add", "store", "Register an adapter that PEFT wrote as the next version of a name."),
     ("ls", "look", "List adapters, variants and what is live."),
     ("show", "look", "Show everything about one version, lock or name."),

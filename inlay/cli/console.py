@@ -10,6 +10,7 @@ import contextlib
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 NARROWEST = 4
 """Columns are cut to no less than this."""
+ROOMY = 90
+"""Columns of a terminal that has room for a bar beside the words."""
+LOSS = ", loss "
+"""What stands before the figures of a training's step."""
+PATIENCE = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 store_option = click.option(
@@ -145,27 +152,74 @@ def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each long thing, on stderr: (what, done, all). Nothing is drawn where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """A bar for each long thing, on stderr: (what, done, all). "note: …" stays as a line.
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )
-    tasks: dict[str, Any] = {}
+    In a narrow terminal the figures of a training ("…, loss 0.512, kl 0.031, lr 2e-04") stand alone. Where
+    stderr is no terminal there are no bars; what takes long says so in a line at every tenth of it.
+    """
+    from rich.console import Console
+
+    from inlay.registry.printable import printable
+
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+
+    def note(what: str) -> None:
+        console.print(printable(what), markup=False, highlight=False, soft_wrap=True)
+
+    with _bars(console) if console.is_terminal else contextlib.nullcontext(Lines(note)) as draw:
 
         def say(what: str, done: int, total: int) -> None:
-            key = what.split(", loss")[0]
-            if key not in tasks:
-                tasks[key] = bars.add_task(what, total=total)
-            bars.update(tasks[key], completed=done, total=total, description=what, visible=done < total)
+            if what.startswith("note: "):
+                note(what)
+            else:
+                draw(what, done, total)
 
         yield say
+
+
+@contextlib.contextmanager
+def _bars(console: Any) -> Iterator[Callable[[str, int, int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    roomy = console.width >= ROOMY
+    cut = Column(no_wrap=True, overflow="ellipsis")
+    words = TextColumn("{task.description}", markup=False, table_column=cut)
+    far = (
+        (BarColumn(bar_width=24), MofNCompleteColumn()) if roomy else (TextColumn("{task.percentage:.0f}%"),)
+    )
+    tasks: dict[str, Any] = {}
+    with Progress(words, *far, TimeRemainingColumn(compact=True), console=console, transient=True) as bars:
+
+        def draw(what: str, done: int, total: int) -> None:
+            key, loss, figures = what.partition(LOSS)
+            shown = f"loss {figures}".replace(",", "") if loss and not roomy else what
+            if key not in tasks:
+                tasks[key] = bars.add_task(shown, total=total)
+            bars.update(tasks[key], completed=done, total=total, description=shown, visible=done < total)
+
+        yield draw
+
+
+class Lines:
+    """Progress for a file or a pipe: `write` gets a line at every tenth of a thing, unless it or the line
+    before came less than `PATIENCE` seconds ago."""
+
+    def __init__(self, write: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
+        self.write = write
+        self.now = now
+        self._begun: dict[str, tuple[float, int]] = {}
+        self._said: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        key, now = what.partition(LOSS)[0], self.now()
+        begun, first = self._begun.setdefault(key, (now, done))
+        last, tenth = self._said.setdefault(key, (now, 10 * done // max(total, 1)))
+        if now - last < PATIENCE or 10 * done // max(total, 1) <= tenth:
+            return
+        self._said[key] = now, 10 * done // total
+        left = round((now - begun) / (done - first) * (total - done))
+        self.write(f"{what}: {done} of {total}, {left // 60}:{left % 60:02} left")
 
 
 def bars_wanted(as_json: bool) -> bool:

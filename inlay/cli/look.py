@@ -21,6 +21,11 @@ READABLE = 14
 @click.option("--kind", type=click.Choice(["adapter", "variant"]), help="Only names of this kind.")
 @click.option("--tag", metavar="TAG", help="Only what has this tag, itself or in a version.")
 @click.option("--owner", metavar="WHO", help="Only names that this owner answers for.")
+@click.option(
+    "--base",
+    metavar="BASE",
+    help="What hangs on this base (folder, hub id, `builtin`, sha256:…), and how to train it again.",
+)
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Lines shown.")
 @click.option("--after", metavar="NAME", help="Names behind this one: the next page.")
 @click.option("--before", metavar="VERSION", help="Versions of NAME before this one (v12): the next page.")
@@ -30,6 +35,7 @@ def ls_verb(
     kind: str | None,
     tag: str | None,
     owner: str | None,
+    base: str | None,
     limit: int,
     after: str | None,
     before: str | None,
@@ -42,7 +48,15 @@ def ls_verb(
     Example:
       inlay ls --tag gdpr
       inlay ls legal-clauses
+      inlay ls --base builtin
     """
+    if base is not None:
+        if any(given is not None for given in (name, kind, tag, owner, after, before)):
+            raise click.UsageError("--base lists all that hangs on it: no NAME and no other filter with it")
+        from inlay.cli.on_base import list_on_base
+
+        list_on_base(open_store(store), base, as_json)
+        return
     if name is None:
         if before is not None:
             raise click.UsageError(
@@ -144,7 +158,7 @@ def show_verb(ref: str, at: str | None, store: str | None, as_json: bool) -> Non
         details["ended"] = event_dict(last)
     if isinstance(found, Version):
         run = (registry.run_of(found) if kept else None) or {}
-        wanted = ("dataset", "declared", "settings", "steps", "seconds", "tokens")
+        wanted = ("parent", "rebased", "dataset", "declared", "settings", "steps", "seconds", "tokens")
         details["run"] = {key: run.get(key) for key in wanted if key in run}
     emit("show", as_json, details, lambda: _show_text(details))
 
@@ -317,7 +331,11 @@ def _show_text(details: dict[str, Any]) -> str:
     lines.append(f"owner     {details['owner']}")
     if details["tags"]:
         lines.append(f"tags      {', '.join(details['tags'])}")
-    data = (details.get("run") or {}).get("dataset")
+    run = details.get("run") or {}
+    for key, said in (("rebased", "again"), ("parent", "from")):
+        if run.get(key):
+            lines.append(f"{said:<10}{_CAME_FROM[key].format(run[key]['ref'])}")
+    data = run.get("dataset")
     if data:
         lines.append(
             f"data      {data.get('name')}, {data.get('rows')} rows, {str(data.get('digest'))[:19]}…"
@@ -343,6 +361,12 @@ def _show_text(details: dict[str, Any]) -> str:
     if details["forgetting"]:
         lines += ["", printable(details["forgetting"]["verdict"])]
     return "\n".join(lines)
+
+
+_CAME_FROM = {
+    "rebased": "{} trained again on another base",
+    "parent": "trained on from {}",
+}
 
 
 def _adapter_lines(details: dict[str, Any]) -> list[str]:

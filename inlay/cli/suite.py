@@ -63,7 +63,7 @@ def check_verb(suite: str, training: tuple[str, ...], guard: str, store: str | N
 
     limit = _limit(guard)
     registry = open_store(store) if store is not None else None
-    found = check(_load(suite, store, shipped=True), training=training, limit=limit, store=registry)
+    found = check(load_suite(suite, store, shipped=True), training=training, limit=limit, store=registry)
     emit("suite check", as_json, found.to_dict(), lambda: _check_text(found))
     if not found.ok:
         raise click.exceptions.Exit(1)
@@ -115,7 +115,7 @@ def show_verb(suite: str, store: str | None, as_json: bool) -> None:
     Example:
       inlay suite show general-v1
     """
-    loaded = _load(suite, store)
+    loaded = load_suite(suite, store)
     summary = loaded.skill_summary()
     skills = f"{len(summary)} skill{'s' * (len(summary) != 1)}"
     metrics = {name: set[str]() for name in summary}
@@ -148,7 +148,7 @@ def show_verb(suite: str, store: str | None, as_json: bool) -> None:
     )
 
 
-def _load(suite: str, store: str | None, *, shipped: bool = False) -> Suite:
+def load_suite(suite: str, store: str | None, *, shipped: bool = False) -> Suite:
     """The suite; a file, a folder and what ships need no store. `shipped`: the name of what ships means that
     even where the store that is named has one like it."""
     from inlay.evals.suites import SHIPPED, Suite

@@ -49,6 +49,20 @@ class Truncated:
     lineage: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Change:
+    """A parameter that differs. `module`: whose weight it is, None where no matrix holds it (a bias, a norm);
+    `delta`: its change, float32, (out, in) of a matrix and on an embedding transposed, as factors have it;
+    `before`: what it was, as the base has it.
+    """
+
+    key: str
+    module: str | None
+    delta: torch.Tensor
+    before: torch.Tensor
+    looked_up: bool = False
+
+
 def truncate(
     folder: str | Path,
     out: str | Path,
@@ -79,7 +93,7 @@ def truncate(
     found, residual, lost, whole = {}, {}, 0.0, 0.0
     embeddings = set()
     for module, delta, looked_up in _deltas(model, files, name):
-        a, b, error = _cut(delta, rank, energy)
+        a, b, error = cut(delta, rank, energy)
         if not len(a):
             continue
         found[module], residual[module] = (a, b), error
@@ -187,28 +201,37 @@ def _deltas(
 
     On an embedding the delta is the transposed one, as factors have it.
     """
+    for change in changes(model, _merged(model, files, name)):
+        if change.module is None:
+            raise InputError(
+                f"{name} cannot be truncated: it changes {change.key}, which is no weight of a linear layer "
+                "or an embedding of the base",
+                fix="use it alone, through PEFT",
+            )
+        yield change.module, change.delta, change.looked_up
+
+
+def changes(before: torch.nn.Module, after: torch.nn.Module) -> Iterator[Change]:
+    """Every parameter of `after` that is not what it is in `before`, tied ones under each of their names."""
     import torch
     from torch import nn
 
     from inlay.composer.bank import in_out
 
-    merged = _merged(model, files, name)
-    before, after = (dict(m.named_parameters(remove_duplicate=False)) for m in (model, merged))
-    modules = dict(model.named_modules())
-    for key, weight in after.items():
-        held = before.get(key)
-        if held is not None and torch.equal(held, weight):
+    modules = dict(before.named_modules())
+    held = dict(before.named_parameters(remove_duplicate=False))
+    for key, weight in after.named_parameters(remove_duplicate=False):
+        new = weight.detach().float().cpu()
+        old = held[key].detach().float().cpu() if key in held else torch.zeros_like(new)
+        if key in held and torch.equal(old, new):
             continue
-        module = key.removesuffix(".weight")
-        layer = modules.get(module)
-        if held is None or module == key or layer is None or in_out(layer) is None:
-            raise InputError(
-                f"{name} cannot be truncated: it changes {key}, which is no weight of a linear layer or an "
-                "embedding of the base",
-                fix="use it alone, through PEFT",
-            )
-        delta = weight - held
-        yield module, delta if isinstance(layer, nn.Linear) else delta.T, isinstance(layer, nn.Embedding)
+        name = key.removesuffix(".weight")
+        layer = modules.get(name)
+        if key not in held or name == key or layer is None or in_out(layer) is None:
+            yield Change(key, None, new - old, old)
+            continue
+        delta = new - old if isinstance(layer, nn.Linear) else (new - old).T
+        yield Change(key, name, delta, old, isinstance(layer, nn.Embedding))
 
 
 def _merged(model: PreTrainedModel, files: Mapping[str, bytes], name: str) -> torch.nn.Module:
@@ -244,9 +267,11 @@ def _merged(model: PreTrainedModel, files: Mapping[str, bytes], name: str) -> to
     return merged
 
 
-def _cut(
+def cut(
     delta: torch.Tensor, rank: int | None, energy: float | None
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """A (r, in) and B (out, r), float32, of what `rank` or `energy` keep of a delta (out, in), and the
+    relative Frobenius error."""
     from inlay.composer.merging.core import lift, unit
 
     return lift(delta.double(), unit, unit, rank=rank, energy=energy)

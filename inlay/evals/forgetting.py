@@ -98,7 +98,8 @@ class ForgettingReport:
     itself answers less than `REACHED` of the items beyond guessing. `flips`: right before and wrong now;
     `gained`: the other way round. `levels`: what was measured at which level, {"weights" | "load" |
     "registration": names}.
-    `rigidity`, `overhead`, `weights`, `alarm` and `routing`: plain JSON of what measured them, None where
+    `rigidity`, `overhead`, `weights`, `alarm`, `routing` and `earlier` (the tasks of the versions that this
+    one was trained on from, `inlay.evals.earlier_tasks`): plain JSON of what measured them, None where
     nothing did.
     """
 
@@ -120,6 +121,7 @@ class ForgettingReport:
     weights: Mapping[str, Any] | None = None
     alarm: Mapping[str, Any] | None = None
     routing: Mapping[str, Any] | None = None
+    earlier: Mapping[str, Any] | None = None
     created: str = field(default_factory=now)
 
     @property
@@ -154,6 +156,7 @@ class ForgettingReport:
                 "rigidity": self.rigidity,
                 "overhead": self.overhead,
                 "routing": self.routing,
+                "earlier": self.earlier,
             },
         }
         return {level: tuple(k for k, v in parts.items() if v) for level, parts in measured.items()}
@@ -172,7 +175,12 @@ class ForgettingReport:
 
     @property
     def verdict(self) -> str:
-        """One sentence about held-out skills."""
+        """One sentence about held-out skills; for what was trained on from a version, one about its tasks."""
+        earlier = str((self.earlier or {}).get("verdict", ""))
+        return f"{self._of_general} {earlier}" if earlier else self._of_general
+
+    @property
+    def _of_general(self) -> str:
         counts = self.held_out
         if self.alarm is not None and not self.levels["registration"]:
             return f"{self.subject}: measured at load only. {self.alarm['said']}"
@@ -223,6 +231,7 @@ class ForgettingReport:
             "weights": self.weights,
             "alarm": self.alarm,
             "routing": self.routing,
+            "earlier": self.earlier,
         }
 
     @classmethod
@@ -253,6 +262,7 @@ class ForgettingReport:
             weights=data.get("weights"),
             alarm=data.get("alarm"),
             routing=data.get("routing"),
+            earlier=data.get("earlier"),
             created=data["created"],
         )
 

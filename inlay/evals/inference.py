@@ -414,10 +414,22 @@ class Chat:
     ) -> list[tuple[float, int]]:
         """(negative log-likelihood in nats, tokens) of each answer and the end of its turn, from logits in
         float32. PromptError where the logits are not finite."""
+        pairs = [encode_pair(self.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
+        return self._costs(pairs, progress)
+
+    def text_likelihoods(
+        self, rows: Sequence[Sequence[int]], *, progress: Progress | None = None
+    ) -> list[tuple[float, int]]:
+        """(negative log-likelihood in nats, tokens that it is of) of each row of token ids, given its first;
+        (0, 0) for a row of one. From logits in float32; errors as in `likelihoods`."""
+        return self._costs([(list(row), 1) for row in rows], progress)
+
+    def _costs(
+        self, pairs: Sequence[tuple[list[int], int]], progress: Progress | None = None
+    ) -> list[tuple[float, int]]:
         import torch
 
-        pairs = [encode_pair(self.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
-        found = [(0.0, 0)] * len(prompts)
+        found = [(0.0, 0)] * len(pairs)
         done = 0
         for rows, hidden, targets, counts in self._states(pairs, range(len(pairs))):
             costs: list[float] = []
@@ -431,7 +443,7 @@ class Chat:
                 start += count
             done += len(rows)
             if progress:
-                progress(done, len(prompts))
+                progress(done, len(pairs))
         return found
 
     def _rewritten(self, pairs: Sequence[tuple[list[int], int]], answers: Sequence[str]) -> list[int]:

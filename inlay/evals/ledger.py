@@ -36,6 +36,7 @@ from inlay.evals.suites import Suite
 from inlay.registry.canonical import digest_of_json, is_digest
 
 if TYPE_CHECKING:
+    from inlay.evals.earlier_tasks import EarlierTasks
     from inlay.evals.metrics.similarity import Embedder
     from inlay.registry import Registry
     from inlay.registry.records import EvalRecord
@@ -220,6 +221,7 @@ def measure(
     overhead: bool = False,
     weights: Mapping[str, Any] | None = None,
     routing: Callable[[Results, Results], RoutingReport] | None = None,
+    earlier: Callable[[], EarlierTasks] | None = None,
     say: Say | None = None,
 ) -> ForgettingReport:
     """What `model` lost of `general` and gained on `target` against its base, and how far it drifted.
@@ -228,7 +230,8 @@ def measure(
     goes there as well. The report at load (drift and alarm) is in it. `rigidity`: the suites are also asked
     with typos and the like, `RIGID_SOURCES` items of each. `overhead`: both are also timed on the probe's
     prompts. `weights`: what was found at the weights level, kept in the report. `routing`: what says
-    how well the model's router chooses, given the results on `general` and on `target`.
+    how well the model's router chooses, given the results on `general` and on `target`. `earlier`: what says
+    what was kept of the tasks of the versions that this one was trained on from.
     """
     given = rigidity if isinstance(rigidity, Given) else Given()
     unknown = sorted(given.variants.keys() - {i.id for suite in (*general, *target) for i in suite.items})
@@ -254,6 +257,8 @@ def measure(
         report = replace(report, rigidity=_rigidity(roles, given, report.unreached, both))
     if routing is not None:
         report = replace(report, routing=routing(pairs, targets).to_dict())
+    if earlier is not None:
+        report = replace(report, earlier=earlier().to_dict())
     if overhead:
         times = measure_overhead(
             base,

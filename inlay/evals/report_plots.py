@@ -43,9 +43,15 @@ SETTINGS = {
 }
 
 
-def learning_against_forgetting(subjects: Sequence[Subject], allowed: float | None) -> str | None:
-    """A point a subject: net held-out points lost (to the right is worse) against target score, each with its
-    95% interval; a line where a guard's allowance ends. None where no subject has both."""
+def learning_against_forgetting(
+    subjects: Sequence[Subject],
+    allowed: float | None,
+    *,
+    lost_of: str = "held-out general skills",
+    learned_of: str = "target",
+) -> str | None:
+    """A point a subject: net points lost (to the right is worse) against score, each with its 95% interval;
+    a line where a guard's allowance ends. None where no subject has both."""
     shown = [(index, s) for index, s in enumerate(subjects) if s.lost is not None and s.learned is not None]
     if not shown:
         return None
@@ -84,8 +90,8 @@ def learning_against_forgetting(subjects: Sequence[Subject], allowed: float | No
     axes.set_xlim(min(left, -2.0), max(right, 10.0))
     axes.set_ylim(0, 102)
     axes.grid(color="#e4e4e4", linewidth=0.7)
-    axes.set_xlabel("held-out general skills lost, points (right is worse)")
-    axes.set_ylabel("target score, %")
+    axes.set_xlabel(f"{lost_of} lost, points (right is worse)")
+    axes.set_ylabel(f"{learned_of} score, %")
     # Names below the axes instead of beside the points: points that lie close never hide each other's.
     figure.legend(loc="outside lower left", frameon=False, ncols=2 if len(shown) > 3 else 1, fontsize=8)
     return address_of(figure)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from inlay.evals.earlier_tasks import EarlierTasks
 from inlay.evals.forgetting import ForgettingReport, Graded, Skill, Slice, p_text, percent
+from inlay.evals.means import PairedMeans
 from inlay.evals.overhead import Overhead, Ratio
 from inlay.evals.rigidity import Part, Rigidity
 from inlay.evals.routing import RoutingReport
@@ -18,6 +20,8 @@ def tables(report: ForgettingReport) -> list[Table]:
     """Every table that the report has something for, in the order in which they are read."""
     found = [_totals(report), _skills("By skill", report.skills), _skills("By slice", report.slices)]
     found += [_targets(report), _graded(report.graded)]
+    if report.earlier is not None:
+        found.append(_earlier(EarlierTasks.from_dict(report.earlier)))
     if report.routing is not None:
         found += routing_tables(report.routing)
     if report.rigidity is not None:
@@ -175,6 +179,36 @@ def _graded(rows: Sequence[Graded]) -> Table:
         ),
         "Means in the metric's unit (perplexity: nats a token); “better” follows its direction.",
     )
+
+
+def _earlier(found: EarlierTasks) -> Table:
+    rows = [
+        (
+            task.suite,
+            task.learnt,
+            str(task.counts.n),
+            percent(task.counts.base_score) if one else _unit(task.counts.base_score),
+            percent(task.counts.model_score) if one else _unit(task.counts.model_score),
+            loss(task.counts) if isinstance(task.counts, Paired) else _spread(task.counts),
+            p_cell(task.counts.p_value),
+        )
+        for task in found.tasks
+        for one in (isinstance(task.counts, Paired),)
+    ]
+    figures = {"BWT": found.bwt, "forgetting measure": found.forgetting_measure}
+    known = [f"{name} {percent(value)}" for name, value in figures.items() if value is not None]
+    said = f"Over the line {' → '.join(found.line)}, in points: {', '.join(known)}. " if known else ""
+    return Table(
+        f"Tasks of the line, against {found.parent}",
+        columns("suite", ("learnt at", 2), ("n", 3), ("before", 2), "now", "lost [95%]", ("p", 3)),
+        tuple(rows),
+        said + " ".join(found.notes),
+    )
+
+
+def _spread(means: PairedMeans) -> str:
+    low, high = means.loss_interval
+    return f"{_unit(means.loss)} [{_unit(low)}, {_unit(high)}]"
 
 
 def _rigid(part: Part) -> Table:

@@ -99,6 +99,7 @@ def add(
             "base": fingerprint.weights,
             "record": journal.seal(store.db, "versions", version),
         }
+        detail |= _came_from(run)
         if mismatch:
             detail["base_mismatch"] = dict(trained_on)
         journal.append(store.db, who=who, verb="add", name=name, after=target, why=why, detail=detail)
@@ -208,6 +209,12 @@ def _trained_on(run: Mapping[str, Any] | None) -> dict[str, str]:
     if not isinstance(recorded, Mapping):
         raise InputError('a run\'s "base" must be {"weights": digest, "prompt": digest}')
     return {key: str(recorded[key]) for key in ("weights", "prompt") if recorded.get(key)}
+
+
+def _came_from(run: Mapping[str, Any] | None) -> dict[str, str]:
+    """Which versions the training record names: the one it went on from, the one it trained again."""
+    named = {key: (run or {}).get(key) for key in ("parent", "rebased")}
+    return {k: str(of["ref"]) for k, of in named.items() if isinstance(of, Mapping) and "ref" in of}
 
 
 def _compare(

@@ -190,7 +190,8 @@ def _check_origin(row: Row, detail: Mapping[str, Any]) -> None:
 def _check_words(row: Row, detail: Mapping[str, Any]) -> None:
     """What is shown, counted or judged by later: the texts and the detail."""
     need(max(len(row["who"]), len(row["why"])) <= journal.MAX_WHY, "who or why of another length")
-    need(isinstance(detail.get("because", ""), str), "because")
+    for key in ("because", "parent", "rebased"):
+        need(isinstance(detail.get(key, ""), str), key)
     need(detail.get("cause") is None or type(detail["cause"]) is int, "a cause")
     need(detail.get("record") is None or is_digest(detail["record"]), "a record that is no digest")
     if row["verdict"] is not None:

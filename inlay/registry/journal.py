@@ -112,7 +112,7 @@ class Event:
         before, after = self.from_ref or "nothing", self.to_ref or "nothing"
         match self.verb:
             case "add":
-                said = f"registered {after}"
+                said = f"registered {after}{self._came_from()}"
             case "lock":
                 said = f"locked {after}"
             case "promote":
@@ -149,6 +149,11 @@ class Event:
             reasons.append(self.why)
         tail = f": {'; '.join(map(str, reasons))}" if reasons else ""
         return printable(f"#{self.seq} {self.at[:19].replace('T', ' ')} {self.who} {said}{tail}")
+
+    def _came_from(self) -> str:
+        parent, rebased = self.detail.get("parent"), self.detail.get("rebased")
+        again = f", which is {rebased} trained again on another base" if rebased else ""
+        return again + (f", trained on from {parent}" if parent else "")
 
     def _described(self) -> str:
         parts = {

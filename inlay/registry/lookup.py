@@ -182,6 +182,21 @@ def locks(
     return [lock(row) for row in store.db.rows(f"{_LOCKS} {where}", parameters)]
 
 
+def bases(store: Store) -> list[BaseRef]:
+    """Every base that a version or a lock is for, as it was found, the one seen last first."""
+    columns = ", ".join(_BASE)
+    return [_base(*row) for row in store.db.rows(f"SELECT {columns} FROM bases ORDER BY id DESC")]
+
+
+def made_for(store: Store, weights: str) -> tuple[list[Version], list[Lock]]:
+    """All versions and all locks for the base with these weights, by name and number."""
+    versions, locks = (
+        store.db.rows(f"{select} WHERE b.weights = ? ORDER BY {table}.name, {table}.number", [weights])
+        for select, table in ((_VERSIONS, "v"), (_LOCKS, "l"))
+    )
+    return [version(store, row) for row in versions], [lock(row) for row in locks]
+
+
 def _page(
     table: str, name: str, limit: int | None, before: int | None, numbers: Collection[int] | None
 ) -> tuple[str, list[Any]]:

@@ -23,6 +23,7 @@ from inlay.registry.names import check_alias, check_name
 from inlay.registry.recipes import Recipe
 from inlay.registry.records import (
     About,
+    BaseRef,
     Bundled,
     Dependent,
     Drift,
@@ -527,6 +528,14 @@ class Registry:
         from inlay.registry import upkeep
 
         return upkeep.gc(self._store, dry_run=dry_run, grace=grace)
+
+    def bases(self) -> list[BaseRef]:
+        """Every base that a version or a lock is for, as it was found, the one seen last first."""
+        return lookup.bases(self._store)
+
+    def made_for(self, weights: str) -> tuple[list[Version], list[Lock]]:
+        """All versions and all locks for the base with these weights (its digest), by name and number."""
+        return lookup.made_for(self._store, weights)
 
     def base_tensors(self, weights: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The tensors of a base that some version is for: {name: (dtype, shape)}. InputError if none is."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import InputError
+from inlay.trainers.provenance import NOTHING, Provenance, beside, summary
 
 Message = dict[str, str]
 
@@ -43,13 +44,25 @@ class Example:
         """The last thing the user said: what a router would see."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[-1][1]
 
+    @property
+    def digest(self) -> str:
+        """16 hex digits of the SHA-256 over the canonical JSON of prompt and answer: two of a million rows
+        share one by chance with a probability of 3e-8."""
+        body = json.dumps([self.messages, self.answer], sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(body.encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples in file order, known by the digest of their content."""
+    """Examples in file order, known by the digest of their content.
+
+    `stated`: what each row, or the file beside them, says of its licence, origin and consent; one a row, or
+    none where nobody asked.
+    """
 
     name: str
     examples: tuple[Example, ...]
+    stated: tuple[Provenance, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -68,51 +81,80 @@ class Dataset:
         """What the registry keeps of the data: name, rows and digest, not the rows."""
         return {"digest": self.digest, "name": self.name, "rows": len(self)}
 
+    @property
+    def texts(self) -> list[str]:
+        """What a router would see of each."""
+        return [example.text for example in self]
+
+    @property
+    def provenance(self) -> dict[str, dict[str, int]]:
+        """Rows by licence, origin and consent: see `inlay.trainers.provenance.summary`."""
+        return summary(self.stated or [NOTHING] * len(self))
+
+    @property
+    def row_digests(self) -> list[str]:
+        """`Example.digest` of every row in file order: what says later which rows two runs shared."""
+        return [example.digest for example in self.examples]
+
 
 def read_dataset(source: str | Path | Sequence[dict[str, Any]], *, name: str | None = None) -> Dataset:
     """Read training rows from a JSONL file, or take them as a list of dicts.
 
     Layouts: see `LAYOUTS`. A triplet's prompt is its instruction, a line break and its input (the
-    instruction alone where the input is empty). Raises InputError naming file and line for a missing file,
-    an empty or malformed line, an unknown layout, an empty answer.
+    instruction alone where the input is empty). What rows and the file beside them state about licence,
+    origin and consent is kept. Raises InputError naming file and line for a missing file, an empty or
+    malformed line, an unknown layout, an empty answer.
     """
+    file = NOTHING
     if isinstance(source, str | Path):
         path = Path(source)
-        if not path.is_file():
-            raise InputError(
-                f"training data must be a JSONL file, and there is none at {path}", fix="check the path"
-            )
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} must be UTF-8, and byte {error.start} is not") from None
-        rows = [_example(_parsed(line, path, n), f"{path}, line {n}") for n, line in enumerate(lines, 1)]
         name = name or path.stem
+        file = beside(path)
+        rows = [parsed(line, f"{path}, line {n}") for n, line in enumerate(lines_of(path), 1)]
+        examples = [example_of(row, f"{path}, line {n}") for n, row in enumerate(rows, 1)]
     else:
-        rows = [_example(row, f"row {n}") for n, row in enumerate(source, 1)]
+        rows = list(source)
+        examples = [example_of(row, f"row {n}") for n, row in enumerate(rows, 1)]
     if not rows:
         raise InputError(f"training data must hold at least one row, and {name or 'the list'} holds none")
-    return Dataset(name or "rows", tuple(rows))
+    return Dataset(name or "rows", tuple(examples), tuple(Provenance.of(row).over(file) for row in rows))
 
 
-def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
-    if not line.strip():
+def lines_of(path: Path) -> list[str]:
+    """The lines of a JSONL file, without what ends them. InputError where there is no such file or it is not
+    UTF-8."""
+    if not path.is_file():
         raise InputError(
-            f"{path}, line {number} is empty", fix="every line holds one JSON object; remove the line"
+            f"training data must be a JSONL file, and there is none at {path}", fix="check the path"
         )
     try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} must be UTF-8, and byte {error.start} is not") from None
+    # Not splitlines(): U+2028 and its like may stand inside a JSON string.
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def parsed(line: str, where: str) -> dict[str, Any]:
+    """The JSON object of a line; InputError, beginning with `where`, for anything else."""
+    if not line.strip():
+        raise InputError(f"{where} is empty", fix="every line holds one JSON object; remove the line")
+    try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        why = (
+            f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        )
         raise InputError(
-            f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}",
-            fix=f"write one object per line, such as {LAYOUTS[0]}",
+            f"{where} is not JSON: {why}", fix=f"write one object per line, such as {LAYOUTS[0]}"
         ) from None
     if not isinstance(row, dict):
-        raise InputError(f"{path}, line {number} must be a JSON object, and is a {type(row).__name__}")
+        raise InputError(f"{where} must be a JSON object, and is a {type(row).__name__}")
     return row
 
 
-def _example(row: dict[str, Any], where: str) -> Example:
+def example_of(row: dict[str, Any], where: str) -> Example:
+    """The example of a row in one of `LAYOUTS`; InputError, beginning with `where`, for anything else."""
     if "instruction" in row and "output" in row:
         texts = {key: _text(row.get(key, ""), key, where) for key in ("instruction", "input", "output")}
         prompt = texts["instruction"] + ("\n" + texts["input"] if texts["input"] else "")
@@ -164,4 +206,8 @@ def _checked(prompt: str, answer: str, where: str) -> Example:
 def _text(value: Any, key: str, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: {key} must be a string, and is a {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: {key} holds half of a surrogate pair, which is no text") from None
     return value

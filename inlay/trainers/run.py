@@ -6,46 +6,70 @@ it starts and kept with the version.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inlay.composer.bases import check_base, whereabouts
+from inlay.composer.factors import read_adapter
 from inlay.composer.measure import GENERAL, SuiteLike, suite_of
 from inlay.composer.model import compose
 from inlay.composer.weights import weigh
 from inlay.errors import InputError
-from inlay.evals.inference import Base, base_answers, load_base
+from inlay.evals.inference import Base, Chat, base_answers, load_base
 from inlay.evals.ledger import Say, keep_suite, measure
 from inlay.evals.prompts import read_prompts
-from inlay.evals.scoring import library_versions
+from inlay.evals.scoring import evaluate_model, library_versions
 from inlay.registry import Registry
 from inlay.registry.fingerprint import cache_dir
-from inlay.trainers.data import Dataset, read_dataset
+from inlay.trainers import processes
+from inlay.trainers.baselines import measure_baselines
+from inlay.trainers.data import Dataset
+from inlay.trainers.going_on import Start, measured, parent_of
+from inlay.trainers.held_out import declared, held_apart
+from inlay.trainers.imported import read_imported
+from inlay.trainers.kept_data import keep
+from inlay.trainers.kinds import config_of
+from inlay.trainers.methods import method_named
+from inlay.trainers.orthogonal import others_of
+from inlay.trainers.presets import method_of
+from inlay.trainers.quality import refuse_bad_data
+from inlay.trainers.quantised import ground
+from inlay.trainers.reading import Data, read
+from inlay.trainers.remembering import in_words, needs_answers
+from inlay.trainers.run_report import RunReport
 from inlay.trainers.settings import Settings, settings_for
+from inlay.trainers.texts import Texts
 
 if TYPE_CHECKING:
     from inlay.evals.forgetting import ForgettingReport
     from inlay.evals.suites import Suite
     from inlay.registry import Version
 
-EXAMPLES_KEPT = 64
+EXAMPLES_KEPT = 256
 """Training prompts kept in the run's record: what a router learns this adapter's requests from."""
+RUNS = "runs"
+"""Where in a store the checkpoints of its unfinished runs lie."""
 ANSWER_TOKENS = 32
 """Length of the base's own answers to general prompts, in tokens; longer ones are cut there."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run made. `run` is the record kept in the registry; `score` and `base_score` are on the first
-    target suite, None where none was declared."""
+    """What a run made. `report`: what was forgotten; `run`: the record kept in the registry; `whole`: all of
+    it, with what stands beside the adapter and the verdict. `score` and `base_score` are on the first target
+    suite, None where none was declared."""
 
     version: Version
     report: ForgettingReport
     run: dict[str, Any]
+    whole: RunReport
 
     @property
     def score(self) -> float | None:
@@ -57,110 +81,233 @@ class TrainResult:
 
     @property
     def verdict(self) -> str:
-        """Was it worth it, in a sentence or two: what was gained, what was forgotten."""
-        parts = []
-        for target in self.report.targets:
-            counts = target.counts
-            low, high = (100 * bound for bound in counts.interval)
-            parts.append(
-                f"{self.version.ref} scores {100 * counts.model_score:.1f}% on {target.suite}, the base "
-                f"{100 * counts.base_score:.1f}% (gain {low:.1f} to {high:.1f} points, 95% interval, "
-                f"n={counts.n})."
-            )
-        minimum = self.run["declared"]["minimum"]
-        if minimum is not None and self.score is not None and self.score < minimum:
-            parts.append(f"That is below the minimum of {100 * minimum:.1f}% declared before training.")
-        return " ".join([*parts, self.report.verdict])
+        """Was it worth it, in a few sentences: ship or not and why, what was gained, what was forgotten."""
+        return " ".join([*self.whole.verdict.sentences, *self.said])
+
+    @property
+    def said(self) -> list[str]:
+        """What only some runs have to say: of held-out data, of how a method's rows came to be; a sentence or
+        two each."""
+        method, parts = method_named(self.run["settings"]["method"]), []
+        if held := self.run.get("held_out"):
+            parts.append(method.said(held))
+        if hasattr(method, "told"):
+            parts.append(method.told(self.run["method"]))
+        if whole := self.run["method"].get("whole"):
+            scores = ", ".join(f"{100 * score:.1f}% on {suite}" for suite, score in whole.items())
+            parts.append(f"The fully trained model that it was extracted from scores {scores}.")
+        return parts
+
+    @property
+    def remembering(self) -> list[str]:
+        """What kept it from forgetting and what that took, a sentence each."""
+        return in_words(self.run.get("remembering", {}))
 
 
 def train(
-    base: str | Path | Base,
-    data: str | Path | Sequence[dict[str, Any]] | Dataset,
+    base: str | Path | Base | None,
+    data: str | Path | Sequence[Any] | Data,
     *,
-    name: str,
+    name: str | None = None,
+    start: str | Version | None = None,
     store: Registry | str | Path | None = None,
     general: Sequence[SuiteLike] = (GENERAL,),
     target: Sequence[SuiteLike] = (),
+    held_out: str | Path | Sequence[Any] | Data | None = None,
     general_prompts: str | Path | Sequence[str] | None = None,
+    orthogonal_to: Sequence[str] = (),
     minimum: float | None = None,
+    imported: str | Path | Sequence[str | Mapping[str, Any]] | None = None,
+    few_shot: bool = True,
     why: str = "",
     device: str = "auto",
+    fresh: bool = False,
+    keep_data: bool = False,
+    rebased: Mapping[str, Any] | None = None,
     say: Say | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Train an adapter on `data`, register it as the next version of `name`, measure gain and forgetting.
 
-    `settings`: the fields of `Settings`; what is not given comes from `inlay.json` beside the base, then from
-    Inlay's defaults. `general_prompts`: a JSONL file of {"prompt"} or a list, for the KL term; by default
-    those that ship. None of them may stand in a general suite. `minimum`: the target score below which
-    the verdict says that the run failed. Raises InputError before anything is trained or stored.
+    `settings`: the fields of `Settings`; what is not given comes from the preset, then from `inlay.json`
+    beside the base, then from Inlay's defaults. `general_prompts`: a JSONL file of {"prompt"} or a list, for
+    KL, replay and early stop; by default those that ship. None of them may stand in a general suite.
+    `orthogonal_to`: references of adapters, or of variants for their members, to which it begins orthogonal.
+    `minimum`: the target score below which the verdict says that the run failed. `held_out`: raw text or
+    pairs, as `data`, on which before and after are measured where the method reads such; by default a share
+    of the data, which is not trained on then. Raises InputError before anything is trained or stored, for
+    data with errors as well (docs/data.md); what else is found in it is said and kept.
+
+    What else would do is measured before training (docs/verdict.md): a bag of words where the task is
+    classification, with `few_shot` the base with the best prompt of examples from the data. `imported`:
+    scores from elsewhere, a JSON file or "NAME=SCORE[:N]" each.
+
+    `start`: a version to go on from (see `inlay.trainers.going_on`); without a name the next version is of
+    its name, without a base on its base. `keep_data`: keep the rows in the store, not their digests alone.
+    `rebased`: the version whose run is trained again, for the record; `inlay.trainers.rebase` sets it.
+
+    A run that was ended before its time goes on from its last checkpoint when the same is asked for again,
+    `fresh` begins anew; StoreBusy where another process trains the same. Where several processes train
+    together (`accelerate launch`), all but the main one leave with SystemExit once the weights are there.
     """
     from inlay.registry import check_name
 
-    check_name(name)
+    main = processes.is_main()
+    say = say if main else None
     store = store if isinstance(store, Registry) else Registry.open(store)
-    dataset = (
-        data
-        if isinstance(data, Dataset)
-        else read_dataset(data, name=None if isinstance(data, str | Path) else name)
-    )
+    parent = parent_of(start, store) if start is not None else None
+    base, name = _named(base, name, parent)
+    check_name(name)
+    asked = {key: value for key, value in settings.items() if value is not None}
+    settings["method"] = settings.get("method") or method_of(settings.get("preset"))
+    read_data = read(data, settings["method"], name=None if isinstance(data, str | Path) else name)
     generals = [suite_of(s, store) for s in general]
     targets = [suite_of(s, store) for s in target]
     if not generals:
         raise InputError("a run declares at least one general suite to be judged on", fix=f"leave {GENERAL}")
     prompts = read_prompts(general_prompts)
     refuse_overlap(prompts, generals)
-    loaded = base if isinstance(base, Base) else load_base(base, device=device)
+    found = refuse_bad_data(read_data, against=targets) if isinstance(read_data, Dataset) else ()
+    if say is not None:
+        for each in found:
+            say(f"note: {each.sentence()}", 1, 1)
+    loaded = base if isinstance(base, Base) else load_base(base, device=processes.device(device))
     chosen = settings_for(loaded.fingerprint.path, **settings)
-    for suite in [*generals, *targets]:
+    begin = None
+    if parent is not None:
+        check_base(parent.base, loaded, parent.ref)
+        begin = Start.of(parent, store, asked)
+        chosen = begin.shaped(chosen)
+    elif chosen.keep_parent > 0:
+        raise InputError("a parent that is kept is one that training goes on from", fix="name it with --from")
+    if begin is None:
+        config_of(chosen, loaded.model)  # refuses now what cannot be trained
+    dataset, held = held_apart(read_data, chosen, held_out)
+    others = others_of(store, orthogonal_to, loaded)
+    for suite in [*generals, *targets] if main else ():
         keep_suite(store, suite)
     run = _declaration(dataset, chosen, generals, targets, prompts, minimum, loaded)
 
+    from inlay.trainers.checkpoints import Checkpoints
     from inlay.trainers.fit import fit, release, save_adapter
 
-    answers = None
-    if chosen.kl > 0:
-        progress = (lambda d, n: say("the base's own answers to general prompts", d, n)) if say else None
-        answers = base_answers(
-            loaded, prompts, max_new_tokens=ANSWER_TOKENS, cache_dir=cache_dir(), progress=progress
+    run["orthogonal_to"] = [each.digest for each in others]
+    if parent is not None:
+        run["parent"] = {"ref": parent.ref, "digest": parent.digest}
+    if held is not None:
+        run["held_out"] = declared(held, dataset)
+    elsewhere = read_imported(imported)
+    checkpoints = Checkpoints.of(store.path / RUNS, run, prompts, loaded.model.device.type)
+    holding = checkpoints.held(fresh=fresh) if main else contextlib.nullcontext()
+    with holding, contextlib.ExitStack() as training:
+        with processes.main_first(device):
+            answers = _answers(loaded, prompts, say) if needs_answers(chosen) else None
+        newest = checkpoints.newest()
+        if newest is not None and say:
+            say(f"note: going on from step {newest.step} of {newest.record['steps']}", 1, 1)
+        method = method_named(chosen.method)
+        run["findings"] = [{"level": f.level, "kind": f.kind, "said": f.sentence()} for f in found]
+        if main and isinstance(dataset, Dataset):
+            run["baselines"] = measure_baselines(
+                Chat(loaded), list(dataset), targets, store=store, cache=cache_dir(), imported=elsewhere,
+                with_few_shot=few_shot, seed=chosen.seed, say=say,
+            ).to_dict()  # fmt: skip
+        before = method.figures(Chat(loaded), held) if held is not None and main else None
+        fitted = fit(
+            training.enter_context(ground(loaded, chosen)),
+            dataset,
+            chosen,
+            general=(prompts, answers) if answers is not None else None,
+            others=[read_adapter(each, store=store) for each in others],
+            start=begin,
+            preparing=(lambda d, n: say("the base's own wording of the answers", d, n)) if say else None,
+            progress=(lambda d, n, row: say(f"training {name}, {_figures(row)}", d, n)) if say else None,
+            checkpoints=checkpoints,
         )
-    fitted = fit(
-        loaded,
-        dataset,
-        chosen,
-        general=(prompts, answers) if answers is not None else None,
-        progress=(lambda d, n, row: say(f"training {name}, loss {row['loss']:.3f}", d, n)) if say else None,
+        if not main:
+            release(fitted)
+            raise SystemExit(0)
+        run |= {
+            "asked": sorted(asked),
+            "curve": _thinned(fitted.curve),
+            "steps": fitted.steps,
+            "seconds": round(fitted.seconds, 3),
+            "resumed": fitted.resumed,
+            "tokens": {"task": fitted.task_tokens, "general": fitted.general_tokens},
+            "cost": fitted.cost.to_dict(),
+            "remembering": fitted.remembering,
+            "method": fitted.method,
+            "finished": datetime.now(UTC).isoformat(),
+        }
+        if rebased is not None:
+            run["rebased"] = dict(rebased)
+        try:
+            if before is not None:
+                after = method.figures(Chat(loaded, model=fitted.model), held)
+                run["held_out"] |= method.compared(before, after)
+            if fitted.whole is not None:
+                whole = Chat(loaded, model=fitted.whole)
+                run["method"]["whole"] = {
+                    s.name: evaluate_model(whole, s, subject=f"{name}, whole").score
+                    for s in (*targets, *generals)
+                }
+            with tempfile.TemporaryDirectory(prefix="inlay-adapter-") as folder:
+                save_adapter(fitted, Path(folder))
+                version = store.add(name, folder, base=loaded.fingerprint, run=run, why=why)
+            keep(store, version, dataset, read_data if keep_data else None)
+        finally:
+            release(fitted)
+            training.close()
+        composed = compose(version, store=store, base=loaded)
+        try:
+            report = measure(
+                composed.base_chat,
+                composed.chat,
+                subject=version.digest,
+                label=version.ref,
+                general=generals,
+                target=targets,
+                store=store,
+                cache=cache_dir(),
+                weights=weigh(composed).to_dict(modules=False),
+                earlier=partial(measured, composed, parent, targets, store, say) if parent else None,
+                say=say,
+            )
+        finally:
+            composed.detach()
+        checkpoints.discard()
+    return TrainResult(version, report, run, RunReport.of(version, store))
+
+
+def _named(
+    base: str | Path | Base | None, name: str | None, parent: Version | None
+) -> tuple[str | Path | Base, str]:
+    """Base and name of a run; what is not given are those of the version that it goes on from."""
+    if parent is not None:
+        base = whereabouts(parent.base) if base is None else base
+        name = parent.name if name is None else name
+    if base is None or name is None:
+        raise InputError(
+            f"a run needs a base and a name, and the {'base' if base is None else 'name'} is not given",
+            fix="give --base and --name, or go on from a version with --from",
+        )
+    return base, name
+
+
+def _answers(base: Base, prompts: Sequence[str], say: Say | None) -> list[str]:
+    return base_answers(
+        base,
+        prompts,
+        max_new_tokens=ANSWER_TOKENS,
+        cache_dir=cache_dir(),
+        progress=(lambda d, n: say("the base's own answers to general prompts", d, n)) if say else None,
     )
-    run |= {
-        "curve": _thinned(fitted.curve),
-        "steps": fitted.steps,
-        "seconds": round(fitted.seconds, 3),
-        "tokens": {"task": fitted.task_tokens, "general": fitted.general_tokens},
-        "finished": datetime.now(UTC).isoformat(),
-    }
-    try:
-        with tempfile.TemporaryDirectory(prefix="inlay-adapter-") as folder:
-            save_adapter(fitted, Path(folder))
-            version = store.add(name, folder, base=loaded.fingerprint, run=run, why=why)
-    finally:
-        release(fitted)
-    composed = compose(version, store=store, base=loaded)
-    try:
-        report = measure(
-            composed.base_chat,
-            composed.chat,
-            subject=version.digest,
-            label=version.ref,
-            general=generals,
-            target=targets,
-            store=store,
-            cache=cache_dir(),
-            weights=weigh(composed).to_dict(modules=False),
-            say=say,
-        )
-    finally:
-        composed.detach()
-    return TrainResult(version, report, run)
+
+
+def _figures(row: dict[str, float]) -> str:
+    """What a step's progress shows: loss, kl where there is one, learning rate."""
+    kl = f", kl {row['kl']:.3f}" if "kl" in row else ""
+    return f"loss {row['loss']:.3f}{kl}, lr {row['learning_rate']:.0e}"
 
 
 def refuse_overlap(prompts: Sequence[str], suites: Sequence[Suite]) -> None:
@@ -176,7 +323,7 @@ def refuse_overlap(prompts: Sequence[str], suites: Sequence[Suite]) -> None:
 
 
 def _declaration(
-    dataset: Dataset,
+    dataset: Data,
     settings: Settings,
     generals: Sequence[Suite],
     targets: Sequence[Suite],
@@ -185,9 +332,10 @@ def _declaration(
     base: Base,
 ) -> dict[str, Any]:
     """What is fixed before the first step."""
-    texts = list(dict.fromkeys(example.text for example in dataset))
+    texts = list(dict.fromkeys(dataset.texts))
     sample = random.Random(settings.seed).sample(texts, min(EXAMPLES_KEPT, len(texts)))
-    leaked = set(texts) & {item.text for suite in targets for item in suite.items}
+    trained = "\n\n".join(dataset) if isinstance(dataset, Texts) else set(texts)
+    leaked = [text for text in {item.text for suite in targets for item in suite.items} if text in trained]
     return {
         "base": {
             "name": base.fingerprint.name,
@@ -201,7 +349,9 @@ def _declaration(
             "target": [{"name": s.name, "digest": s.digest} for s in targets],
         },
         "examples": sample,
-        "general_prompts": len(prompts) if settings.kl > 0 else 0,
+        "general_prompts": len(prompts) if needs_answers(settings) else 0,
+        "processes": processes.count(),
+        "rows_a_step": settings.batch_size * settings.accumulate * processes.count(),
         "settings": settings.to_dict(),
         "started": datetime.now(UTC).isoformat(),
         "versions": library_versions(),

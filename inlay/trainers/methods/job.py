@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from inlay.trainers.cost import counting_flops
+
 if TYPE_CHECKING:
+    import torch
     from transformers import TrainerCallback
 
     from inlay.evals.inference import Base
     from inlay.trainers.anchor import Anchor
     from inlay.trainers.settings import Settings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is trained on. `record`: plain JSON for the run's record, how the rows came to be."""
+
+    rows: list[dict[str, Any]]
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,25 +41,59 @@ class Job:
 
 
 class Anchored:
-    """Before a TRL trainer in the bases of a class: adds `kl` times the anchor's divergence to its loss.
-
-    `last` holds the latest step's figures: loss (the method's own, without the anchor's term) and kl.
-    """
+    """Before a TRL trainer in the bases of a class: adds `kl` times the anchor's divergence to its loss."""
 
     def __init__(self, *, anchor: Anchor | None, kl: float, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.anchor = anchor
         self.kl = kl
-        self.last: dict[str, float] = {}
+        self.penalties: list[Callable[[], torch.Tensor]] = []
+        self.flops_a_token: float | None = None
+        """FLOPs for each token, task's and general, of the first batch; others are taken to be like it."""
+        self._figures: defaultdict[str, float] = defaultdict(float)
+
+    def step_figures(self) -> dict[str, float]:
+        """What the step that ends here had, over all batches whose gradients made it: loss (the method's own,
+        without the anchor's term) and kl. Taken once: the next step begins with none."""
+        figures, self._figures = dict(self._figures), defaultdict(float)
+        return figures
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
+        if self.flops_a_token is not None:
+            return super().training_step(model, inputs, *more, **named)  # type: ignore[misc]
+        before = self.anchor.tokens if self.anchor else 0
+        with counting_flops() as count:
+            loss = super().training_step(model, inputs, *more, **named)  # type: ignore[misc]
+        general = self.anchor.tokens - before if self.anchor else 0
+        self.flops_a_token = count.flops / (tokens_of(inputs) + general)
+        return loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         loss = super().compute_loss(model, inputs, False, num_items_in_batch)  # type: ignore[misc]
-        self.last = {"loss": float(loss.detach())}
-        if self.anchor is not None and self.model.training:  # type: ignore[attr-defined]
-            divergence = self.anchor.kl(model)
-            self.last["kl"] = float(divergence.detach())
-            # TRL's loss is already divided among the accumulated steps; ours has to be as well.
-            loss = loss + self.kl * divergence / self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+        if not self.model.training:  # type: ignore[attr-defined]
+            return loss
+        batches = self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+        # A loss that knows the step's number of tokens is a share of the step's; of others transformers takes
+        # the mean afterwards.
+        shared = num_items_in_batch is not None
+        self._figures["loss"] += float(loss.detach()) / (1 if shared else batches)
+        if self.anchor is not None:
+            # The model itself: what wraps it for several processes has neither head nor adapters.
+            loss.register_hook(self.anchor.clock.stop)
+            divergence = self.anchor.kl(self.model, tokens_of(inputs))  # type: ignore[attr-defined]
+            self._figures["kl"] += 0.0 if divergence is None else float(divergence.detach()) / batches
+            if divergence is not None:
+                loss = loss + self.kl * divergence / (batches if shared else 1)
+        for penalty in self.penalties:
+            loss = loss + penalty() / (batches if shared else 1)
         return loss
+
+
+def tokens_of(inputs: dict[str, Any]) -> int:
+    """Tokens of a batch without what pads it."""
+    if "tokens" in inputs:
+        return int(inputs["tokens"].sum())
+    mask = inputs.get("attention_mask")
+    return int(inputs["input_ids"].numel() if mask is None else mask.sum())

@@ -1,0 +1,78 @@
+"""A data file in numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inlay.trainers.quality.material import Material
+from inlay.trainers.quality.wordings import effective, wordings
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Of measured values, by nearest rank."""
+
+    least: float
+    median: float
+    p95: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quantiles | None:
+        """None of nothing; what is not finite does not count."""
+        held = sorted(value for value in values if math.isfinite(value))
+        if not held:
+            return None
+        return cls(held[0], held[(len(held) - 1) // 2], held[math.ceil(0.95 * len(held)) - 1], held[-1])
+
+
+@dataclass(frozen=True)
+class Wording:
+    """`different`: wordings; `effective`: how many equally frequent ones would be as varied; `share`: of the
+    commonest."""
+
+    different: int
+    effective: float
+    commonest: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """`lines`: of the file; `rows`: that could be read; `words`: of the answers; `tokens`: of rows, prompt
+    and answer, and `limit` of them; `nats`: mean negative log-likelihood a token of the answers under the
+    base; `classes`: rows of each, the commonest first, where the answers are classes."""
+
+    lines: int
+    rows: int
+    words: Quantiles | None
+    wording: Wording | None
+    classes: tuple[tuple[str, int], ...] | None
+    tokens: Quantiles | None
+    limit: int | None
+    nats: Quantiles | None
+
+    @classmethod
+    def of(cls, material: Material) -> Figures:
+        """The numbers of what a check looked at."""
+        classes = material.classes
+        return cls(
+            lines=len(material),
+            rows=len(material.rows),
+            words=Quantiles.of([len(row.answer.split()) for row in material.rows]),
+            wording=_wording(material),
+            classes=tuple(classes.most_common()) if classes is not None else None,
+            tokens=Quantiles.of(material.tokens or ()),
+            limit=material.limit,
+            nats=Quantiles.of(material.nats or ()),
+        )
+
+
+def _wording(material: Material) -> Wording | None:
+    if not material.rows:
+        return None
+    counted = wordings(material)
+    commonest, count = counted.most_common(1)[0]
+    return Wording(len(counted), effective(counted), commonest, count / counted.total())
