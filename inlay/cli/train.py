@@ -123,6 +123,11 @@ _NOTES = {
     default=None,
     help="Measure the base with the best prompt of examples from DATA.  [default: on]",
 )
+@click.option(
+    "--rigidity/--no-rigidity",
+    default=None,
+    help="Ask the suites with typos, other letter case, spaces and wordings as well.  [default: off]",
+)
 @click.option("--html", metavar="FILE", type=click.Path(), help="Write the report of the run as a page.")
 @click.option(
     "--held-out",
@@ -156,6 +161,7 @@ def train_verb(
     minimum: float | None,
     imported: tuple[str, ...],
     few_shot: bool | None,
+    rigidity: bool | None,
     html: str | None,
     held_out: str | None,
     start: str | None,
@@ -215,6 +221,7 @@ def train_verb(
         "minimum": minimum,
         "imported": imported,
         "few_shot": few_shot,
+        "rigidity": rigidity,
         "held_out": held_out,
         "start": start,
         "keep_data": keep_data or None,

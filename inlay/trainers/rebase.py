@@ -51,6 +51,8 @@ def rebase(
     held_out: str | Path | Sequence[Any] | Data | None = None,
     general_prompts: str | Path | Sequence[str] | None = None,
     orthogonal_to: Sequence[str] = (),
+    imported: str | Path | Sequence[str | Mapping[str, Any]] | None = None,
+    few_shot: bool = True,
     keep_data: bool = False,
     why: str = "",
     device: str = "auto",
@@ -62,9 +64,10 @@ def rebase(
 
     `data`: what it was trained on, by digest; None where the store keeps the rows. Settings are the recorded
     ones; with `defaults` only those that were asked for by name, the rest being what the new base recommends;
-    `settings` change single ones. `start`: for a version that was trained on from another, that other one
-    trained again on the new base. Raises InputError for a version without a record, for the base that it has
-    already, and for other data, naming both digests and how many rows differ.
+    `settings` change single ones. All else is as for `inlay.train`. `start`: for a version that was trained
+    on from another, that other one trained again on the new base. Raises InputError for a version without a
+    record, for the base that it has already, and for other data, naming both digests and how many rows
+    differ.
     """
     store = store if isinstance(store, Registry) else Registry.open(store)
     old, run = _recorded(ref, store)
@@ -105,6 +108,8 @@ def rebase(
         general_prompts=general_prompts,
         orthogonal_to=orthogonal_to,
         minimum=run["declared"].get("minimum"),
+        imported=imported,
+        few_shot=few_shot,
         why=why,
         device=device,
         fresh=fresh,

@@ -119,6 +119,7 @@ def train(
     minimum: float | None = None,
     imported: str | Path | Sequence[str | Mapping[str, Any]] | None = None,
     few_shot: bool = True,
+    rigidity: bool = False,
     why: str = "",
     device: str = "auto",
     fresh: bool = False,
@@ -140,7 +141,8 @@ def train(
 
     What else would do is measured before training (docs/verdict.md): a bag of words where the task is
     classification, with `few_shot` the base with the best prompt of examples from the data. `imported`:
-    scores from elsewhere, a JSON file or "NAME=SCORE[:N]" each.
+    scores from elsewhere, a JSON file or "NAME=SCORE[:N]" each. `rigidity`: ask the suites with typos, other
+    letter case, spaces and wordings as well, which takes several times as long.
 
     `start`: a version to go on from (see `inlay.trainers.going_on`); without a name the next version is of
     its name, without a base on its base. `keep_data`: keep the rows in the store, not their digests alone.
@@ -270,6 +272,7 @@ def train(
                 store=store,
                 cache=cache_dir(),
                 weights=weigh(composed).to_dict(modules=False),
+                rigidity=rigidity,
                 earlier=partial(measured, composed, parent, targets, store, say) if parent else None,
                 say=say,
             )
@@ -342,7 +345,11 @@ def _declaration(
             "prompt": base.fingerprint.prompt,
             "weights": base.fingerprint.weights,
         },
-        "dataset": {**dataset.manifest, "leaked_into_target": len(leaked)},
+        "dataset": {
+            **dataset.manifest,
+            "provenance": dataset.provenance if isinstance(dataset, Dataset) else {},
+            "leaked_into_target": len(leaked),
+        },
         "declared": {
             "general": [{"name": s.name, "digest": s.digest} for s in generals],
             "minimum": minimum,

@@ -209,7 +209,7 @@ def test_a_line_of_three(base: Base, store: Registry, small: Suite, suites: dict
     assert (earlier.lost.lost, earlier.lost.gained, earlier.lost.n) == (lost, gained, 30)
     assert earlier.bwt == pytest.approx((gained - lost) / 30)
     assert earlier.forgetting_measure == pytest.approx((lost - gained) / 30)
-    assert earlier.verdict in second.verdict and "legal@v1's tasks" in second.verdict
+    assert f"{100 * (lost - gained) / 30:.1f} points of legal@v1's tasks" in second.verdict
     (kept,) = store.reports(version.digest, "forgetting")
     assert kept["earlier"]["verdict"] == earlier.verdict and kept["verdict"].endswith(earlier.verdict)
 
