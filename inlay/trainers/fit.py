@@ -5,10 +5,11 @@ Knows tensors, not the registry: `inlay.trainers.run` declares, evaluates and re
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -148,17 +149,16 @@ def fit(
     parent = start.anchor(base, settings) if start is not None else None
     set_seed(settings.seed)
     steps, keeper = _Steps(progress), Keeper(checkpoints)
-    model = copy_of(base) if trains_all else put_on(base.model, config, settings, fresh=start is None)
+    with _hushed():
+        model = copy_of(base) if trains_all else put_on(base.model, config, settings, fresh=start is None)
     whole = None
     try:
         with (
             tempfile.TemporaryDirectory(prefix="inlay-train-") as folder,
             quiet_transformers(),
-            warnings.catch_warnings(),
+            _hushed(),
             out_of_memory.said(settings, str(base.model.device)),
         ):
-            # TRL and transformers warn each other of their coming versions; nobody who trains can act on it.
-            warnings.simplefilter("ignore", FutureWarning)
             if start is not None:
                 start.put_into(model)
             arguments = _arguments(settings, folder, base)
@@ -203,6 +203,14 @@ def fit(
         method=record,
         whole=whole,
     )
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """TRL, PEFT and transformers warn each other of their coming versions; nobody who trains can act on it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def save_adapter(fitted: Fitted, folder: Path) -> None:

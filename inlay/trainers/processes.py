@@ -8,7 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
+
+PATIENCE = timedelta(days=1)
+"""How long the others wait for the main process, which measures before it trains."""
 
 
 def count() -> int:
@@ -58,7 +62,7 @@ def together(figures: Sequence[float], on: Any) -> list[float]:
 def _state(asked: str) -> Any:
     from accelerate import PartialState
 
-    return PartialState(cpu=asked == "cpu" or not _cuda())
+    return PartialState(cpu=asked == "cpu" or not _cuda(), timeout=PATIENCE)
 
 
 def _cuda() -> bool:

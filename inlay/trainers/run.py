@@ -39,7 +39,7 @@ from inlay.trainers.kinds import config_of
 from inlay.trainers.methods import method_named
 from inlay.trainers.orthogonal import others_of
 from inlay.trainers.presets import method_of
-from inlay.trainers.quality import refuse_bad_data
+from inlay.trainers.quality import Finding, refuse_bad_data
 from inlay.trainers.quantised import ground
 from inlay.trainers.reading import Data, read
 from inlay.trainers.remembering import in_words, needs_answers
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from inlay.evals.forgetting import ForgettingReport
     from inlay.evals.suites import Suite
     from inlay.registry import Version
+    from inlay.trainers.checkpoints import Checkpoints
 
 EXAMPLES_KEPT = 256
 """Training prompts kept in the run's record: what a router learns this adapter's requests from."""
@@ -152,26 +153,97 @@ def train(
     `fresh` begins anew; StoreBusy where another process trains the same. Where several processes train
     together (`accelerate launch`), all but the main one leave with SystemExit once the weights are there.
     """
+    say = say if processes.is_main() else None
+    plan = _planned(
+        base, data, name, start, store if isinstance(store, Registry) else Registry.open(store),
+        general=general, target=target, held_out=held_out, general_prompts=general_prompts,
+        orthogonal_to=orthogonal_to, minimum=minimum, device=device, say=say, settings=settings,
+    )  # fmt: skip
+    elsewhere = read_imported(imported)
+
+    from inlay.trainers.checkpoints import Checkpoints
+
+    checkpoints = Checkpoints.of(plan.store.path / RUNS, plan.run, plan.prompts, plan.base.model.device.type)
+    with checkpoints.held(fresh=fresh) if processes.is_main() else contextlib.nullcontext():
+        with processes.main_first(device):
+            answers = _answers(plan.base, plan.prompts, say) if needs_answers(plan.settings) else None
+        run = {
+            **plan.run,
+            "findings": [{"level": f.level, "kind": f.kind, "said": f.sentence()} for f in plan.findings],
+        }
+        if processes.is_main() and isinstance(plan.data, Dataset):
+            run["baselines"] = measure_baselines(
+                Chat(plan.base), list(plan.data), plan.targets, store=plan.store, cache=cache_dir(),
+                imported=elsewhere, with_few_shot=few_shot, seed=plan.settings.seed, say=say,
+            ).to_dict()  # fmt: skip
+        if rebased is not None:
+            run["rebased"] = dict(rebased)
+        version, run = _registered(plan, run, answers, checkpoints, why, say)
+        keep(plan.store, version, plan.data, plan.read if keep_data else None)
+        report = _measured(plan, version, rigidity, say)
+        checkpoints.discard()
+    return TrainResult(version, report, run, RunReport.of(version, plan.store))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is fixed before the first step. `read`: the data as it was given; `data`: what of it is trained
+    on, `held` what before and after are measured on; `asked`: the settings that were given; `run`: the record
+    of all this, which decides what an unfinished run is a run of."""
+
+    store: Registry
+    name: str
+    base: Base
+    settings: Settings
+    asked: tuple[str, ...]
+    read: Data
+    data: Data
+    held: Data | None
+    findings: tuple[Finding, ...]
+    generals: list[Suite]
+    targets: list[Suite]
+    prompts: list[str]
+    others: list[Version]
+    parent: Version | None
+    start: Start | None
+    run: dict[str, Any]
+
+
+def _planned(
+    base: str | Path | Base | None,
+    data: str | Path | Sequence[Any] | Data,
+    name: str | None,
+    start: str | Version | None,
+    store: Registry,
+    *,
+    general: Sequence[SuiteLike],
+    target: Sequence[SuiteLike],
+    held_out: str | Path | Sequence[Any] | Data | None,
+    general_prompts: str | Path | Sequence[str] | None,
+    orthogonal_to: Sequence[str],
+    minimum: float | None,
+    device: str,
+    say: Say | None,
+    settings: dict[str, Any],
+) -> _Plan:
+    """Everything that can be wrong is, here, before anything is trained; suites go into the store."""
     from inlay.registry import check_name
 
-    main = processes.is_main()
-    say = say if main else None
-    store = store if isinstance(store, Registry) else Registry.open(store)
     parent = parent_of(start, store) if start is not None else None
     base, name = _named(base, name, parent)
     check_name(name)
     asked = {key: value for key, value in settings.items() if value is not None}
-    settings["method"] = settings.get("method") or method_of(settings.get("preset"))
-    read_data = read(data, settings["method"], name=None if isinstance(data, str | Path) else name)
+    settings = {**settings, "method": settings.get("method") or method_of(settings.get("preset"))}
+    given = read(data, settings["method"], name=None if isinstance(data, str | Path) else name)
     generals = [suite_of(s, store) for s in general]
     targets = [suite_of(s, store) for s in target]
     if not generals:
         raise InputError("a run declares at least one general suite to be judged on", fix=f"leave {GENERAL}")
     prompts = read_prompts(general_prompts)
     refuse_overlap(prompts, generals)
-    found = refuse_bad_data(read_data, against=targets) if isinstance(read_data, Dataset) else ()
+    findings = refuse_bad_data(given, against=targets) if isinstance(given, Dataset) else ()
     if say is not None:
-        for each in found:
+        for each in findings:
             say(f"note: {each.sentence()}", 1, 1)
     loaded = base if isinstance(base, Base) else load_base(base, device=processes.device(device))
     chosen = settings_for(loaded.fingerprint.path, **settings)
@@ -182,55 +254,60 @@ def train(
         chosen = begin.shaped(chosen)
     elif chosen.keep_parent > 0:
         raise InputError("a parent that is kept is one that training goes on from", fix="name it with --from")
-    if begin is None:
+    else:
         config_of(chosen, loaded.model)  # refuses now what cannot be trained
-    dataset, held = held_apart(read_data, chosen, held_out)
+    dataset, held = held_apart(given, chosen, held_out)
     others = others_of(store, orthogonal_to, loaded)
-    for suite in [*generals, *targets] if main else ():
+    for suite in [*generals, *targets] if processes.is_main() else ():
         keep_suite(store, suite)
     run = _declaration(dataset, chosen, generals, targets, prompts, minimum, loaded)
-
-    from inlay.trainers.checkpoints import Checkpoints
-    from inlay.trainers.fit import fit, release, save_adapter
-
     run["orthogonal_to"] = [each.digest for each in others]
     if parent is not None:
         run["parent"] = {"ref": parent.ref, "digest": parent.digest}
     if held is not None:
         run["held_out"] = declared(held, dataset)
-    elsewhere = read_imported(imported)
-    checkpoints = Checkpoints.of(store.path / RUNS, run, prompts, loaded.model.device.type)
-    holding = checkpoints.held(fresh=fresh) if main else contextlib.nullcontext()
-    with holding, contextlib.ExitStack() as training:
-        with processes.main_first(device):
-            answers = _answers(loaded, prompts, say) if needs_answers(chosen) else None
-        newest = checkpoints.newest()
-        if newest is not None and say:
-            say(f"note: going on from step {newest.step} of {newest.record['steps']}", 1, 1)
-        method = method_named(chosen.method)
-        run["findings"] = [{"level": f.level, "kind": f.kind, "said": f.sentence()} for f in found]
-        if main and isinstance(dataset, Dataset):
-            run["baselines"] = measure_baselines(
-                Chat(loaded), list(dataset), targets, store=store, cache=cache_dir(), imported=elsewhere,
-                with_few_shot=few_shot, seed=chosen.seed, say=say,
-            ).to_dict()  # fmt: skip
-        before = method.figures(Chat(loaded), held) if held is not None and main else None
+    return _Plan(
+        store, name, loaded, chosen, tuple(sorted(asked)), given, dataset, held, findings, generals, targets,
+        prompts, others, parent, begin, run,
+    )  # fmt: skip
+
+
+def _registered(
+    plan: _Plan,
+    run: dict[str, Any],
+    answers: list[str] | None,
+    checkpoints: Checkpoints,
+    why: str,
+    say: Say | None,
+) -> tuple[Version, dict[str, Any]]:
+    """Train, and register what came of it with its record: (version, record). SystemExit for a process that
+    only helps the main one."""
+    from inlay.trainers.fit import fit, release, save_adapter
+
+    method, base = method_named(plan.settings.method), plan.base
+    newest = checkpoints.newest()
+    if newest is not None and say:
+        say(f"note: going on from step {newest.step} of {newest.record['steps']}", 1, 1)
+    held = plan.held if processes.is_main() else None
+    before = method.figures(Chat(base), held) if held is not None else None
+    with contextlib.ExitStack() as training:
         fitted = fit(
-            training.enter_context(ground(loaded, chosen)),
-            dataset,
-            chosen,
-            general=(prompts, answers) if answers is not None else None,
-            others=[read_adapter(each, store=store) for each in others],
-            start=begin,
+            training.enter_context(ground(base, plan.settings)),
+            plan.data,
+            plan.settings,
+            general=(plan.prompts, answers) if answers is not None else None,
+            others=[read_adapter(each, store=plan.store) for each in plan.others],
+            start=plan.start,
             preparing=(lambda d, n: say("the base's own wording of the answers", d, n)) if say else None,
-            progress=(lambda d, n, row: say(f"training {name}, {_figures(row)}", d, n)) if say else None,
+            progress=(lambda d, n, row: say(f"training {plan.name}, {_figures(row)}", d, n)) if say else None,
             checkpoints=checkpoints,
         )
-        if not main:
-            release(fitted)
+        training.callback(release, fitted)
+        if not processes.is_main():
             raise SystemExit(0)
-        run |= {
-            "asked": sorted(asked),
+        run = {
+            **run,
+            "asked": list(plan.asked),
             "curve": _thinned(fitted.curve),
             "steps": fitted.steps,
             "seconds": round(fitted.seconds, 3),
@@ -241,45 +318,41 @@ def train(
             "method": fitted.method,
             "finished": datetime.now(UTC).isoformat(),
         }
-        if rebased is not None:
-            run["rebased"] = dict(rebased)
-        try:
-            if before is not None:
-                after = method.figures(Chat(loaded, model=fitted.model), held)
-                run["held_out"] |= method.compared(before, after)
-            if fitted.whole is not None:
-                whole = Chat(loaded, model=fitted.whole)
-                run["method"]["whole"] = {
-                    s.name: evaluate_model(whole, s, subject=f"{name}, whole").score
-                    for s in (*targets, *generals)
-                }
-            with tempfile.TemporaryDirectory(prefix="inlay-adapter-") as folder:
-                save_adapter(fitted, Path(folder))
-                version = store.add(name, folder, base=loaded.fingerprint, run=run, why=why)
-            keep(store, version, dataset, read_data if keep_data else None)
-        finally:
-            release(fitted)
-            training.close()
-        composed = compose(version, store=store, base=loaded)
-        try:
-            report = measure(
-                composed.base_chat,
-                composed.chat,
-                subject=version.digest,
-                label=version.ref,
-                general=generals,
-                target=targets,
-                store=store,
-                cache=cache_dir(),
-                weights=weigh(composed).to_dict(modules=False),
-                rigidity=rigidity,
-                earlier=partial(measured, composed, parent, targets, store, say) if parent else None,
-                say=say,
-            )
-        finally:
-            composed.detach()
-        checkpoints.discard()
-    return TrainResult(version, report, run, RunReport.of(version, store))
+        if before is not None:
+            after = method.figures(Chat(base, model=fitted.model), held)
+            run["held_out"] = {**run["held_out"], **method.compared(before, after)}
+        if fitted.whole is not None:
+            whole = Chat(base, model=fitted.whole)
+            suites = (*plan.targets, *plan.generals)
+            scores = {s.name: evaluate_model(whole, s, subject=f"{plan.name}, whole").score for s in suites}
+            run["method"] = {**run["method"], "whole": scores}
+        with tempfile.TemporaryDirectory(prefix="inlay-adapter-") as folder:
+            save_adapter(fitted, Path(folder))
+            return plan.store.add(plan.name, folder, base=base.fingerprint, run=run, why=why), run
+
+
+def _measured(plan: _Plan, version: Version, rigidity: bool, say: Say | None) -> ForgettingReport:
+    """What it gained, what it forgot, and what it kept of the tasks of the line that it goes on."""
+    composed = compose(version, store=plan.store, base=plan.base)
+    try:
+        return measure(
+            composed.base_chat,
+            composed.chat,
+            subject=version.digest,
+            label=version.ref,
+            general=plan.generals,
+            target=plan.targets,
+            store=plan.store,
+            cache=cache_dir(),
+            weights=weigh(composed).to_dict(modules=False),
+            rigidity=rigidity,
+            earlier=partial(measured, composed, plan.parent, plan.targets, plan.store, say)
+            if plan.parent
+            else None,
+            say=say,
+        )
+    finally:
+        composed.detach()
 
 
 def _named(

@@ -101,7 +101,10 @@ def test_train_go_on_and_train_again(work: Path, capsys: pytest.CaptureFixture[s
         ),
         (["--rebase", "tickets@v1", "--base", "b", "--sweep", "lr=1e-3"], "no --sweep with --rebase"),
         (["d.jsonl", "--defaults"], "--defaults says which settings a --rebase takes"),
-        (["d.jsonl", "--from", "tickets@v1", "--sweep", "lr=1e-3"], "no --from"),
+        (
+            ["d.jsonl", "--from", "t@v1", "--base", "b", "--name", "t", "--sweep", "lr=1e-3"],
+            "no --from",
+        ),
         (["d.jsonl", "--from", "tickets@v9"], "there is no 'tickets' in the registry"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

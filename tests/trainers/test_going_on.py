@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from trainers_fakes import bits
 
 import inlay
 from inlay.builtin.tasks import rows
@@ -18,6 +19,7 @@ from inlay.evals import Suite
 from inlay.evals.earlier_tasks import EarlierTasks
 from inlay.evals.inference import Base
 from inlay.registry import Registry, Version
+from inlay.trainers.checkpoints import Checkpoints
 from inlay.trainers.data import read_dataset
 from inlay.trainers.fit import fit, release, save_adapter
 from inlay.trainers.going_on import CONFIG, WEIGHTS, Start
@@ -261,6 +263,32 @@ def test_a_kept_parent_is_left_less(base: Base, store: Registry, tmp_path: Path)
         return total / len(ids)
 
     assert moved(5.0) < 0.5 * moved(0.0)
+
+
+def test_taken_up_again_it_has_the_bits_of_one_that_never_stopped(
+    base: Base, store: Registry, tmp_path: Path
+) -> None:
+    version = registered(base, store, tmp_path / "adapter", target_modules=TARGETS)
+    start = Start.of(version, store, {"rank": 3})
+    settings = Settings().replaced(
+        **{**QUICK, "kl": 0.0, "max_steps": 6, "keep_parent": 1.0, "rank": 3, "kl_batch_size": 1}
+    )
+
+    def trained(folder: str, progress: Any = None) -> str:
+        task, checkpoints = read_dataset(data("order-slip", 24)), Checkpoints(tmp_path / folder, every=2)
+        with checkpoints.held():
+            fitted = fit(base, task, settings, start=start, checkpoints=checkpoints, progress=progress)
+            made = bits(fitted)
+            release(fitted)
+        return made
+
+    def stop(step: int, *_: Any) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained("stopped", stop)
+    assert trained("stopped") == trained("whole")
 
 
 def test_what_nothing_goes_on_from(base: Base, store: Registry, tmp_path: Path, small: Suite) -> None:

@@ -8,6 +8,7 @@ import pytest
 from evals_fakes import result_of, suite_of
 
 from inlay.evals import Suite
+from inlay.evals.earlier_tasks import EarlierTasks, Task
 from inlay.evals.forgetting import ForgettingReport, compare
 from inlay.evals.means import PairedMeans
 from inlay.evals.rigidity import Part, Rigidity, Row
@@ -134,6 +135,20 @@ def test_rigid_is_what_beats_the_base_only_when_asked_neatly(gained: int, decisi
     assert any(words in s and "loses 60.0 points to typos" in s for s in said.sentences)
     if decision != "ship":
         assert "it is rigid" in said.sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "decision"),
+    [(400, 4, "ship"), (40, 1, "not enough evidence"), (400, 40, "do not ship")],
+)
+def test_what_the_version_before_it_could_do_counts(n: int, lost: int, decision: str) -> None:
+    task = Task("clauses", "sha256:x", "exact_match/1", "tickets@v1", False, Paired(n, lost, 0, n - lost))
+    earlier = EarlierTasks("tickets@v2", "tickets@v1", ("tickets@v1", "tickets@v2"), (task,))
+    assert EarlierTasks.from_dict(earlier.to_dict()) == earlier
+    report = replace(forgetting(0), earlier=earlier.to_dict())
+    said = judge("tickets@v2", [adapter(0.9)], baselines(base=0.1), report)
+    assert said.decision == decision
+    assert f"it loses {100 * lost / n:.1f} points of tickets@v1's tasks" in str(said)
 
 
 def test_p_is_adjusted_over_all_paired_comparisons() -> None:
