@@ -19,6 +19,10 @@ protected.py    the prompts that are held apart to be asked on the way
 methods/     the ways of training, a file each
 extraction.py  the adapter in a fully fine-tuned model
 fit.py       a model, data and settings to a trained adapter: tensors only
+checkpoints.py    what it takes to go on bit for bit, kept so that no kill can spoil it
+keeping.py        training that can be stopped and taken up again
+out_of_memory.py  what to change where a step does not fit the memory
+processes.py      several processes that train one adapter together
 run.py       the run: declare, train, register, measure
 grid.py      settings to try, every combination
 sweep.py     a training a point, and the one that is taken; sweep_report.py and sweep_html.py say so

@@ -157,6 +157,7 @@ def fit(
             tempfile.TemporaryDirectory(prefix="inlay-train-") as folder,
             quiet_transformers(),
             _hushed(),
+            _checkpointing_undone(base.model),
             out_of_memory.said(settings, str(base.model.device)),
         ):
             if start is not None:
@@ -207,10 +208,25 @@ def fit(
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """TRL, PEFT and transformers warn each other of their coming versions; nobody who trains can act on it."""
+    """TRL, PEFT and transformers warn each other of coming versions; nobody who trains can act on it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
+
+
+@contextlib.contextmanager
+def _checkpointing_undone(model: PreTrainedModel) -> Iterator[None]:
+    """Afterwards the model is without what gradient checkpointing leaves on it: TRL, PEFT and transformers
+    each put a hook on its embeddings, of which it remembers the last."""
+    hooks, use_cache = model.get_input_embeddings()._forward_hooks, model.config.use_cache
+    before = set(hooks)
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
+        model.config.use_cache = use_cache
+        for added in set(hooks) - before:
+            del hooks[added]
 
 
 def save_adapter(fitted: Fitted, folder: Path) -> None:

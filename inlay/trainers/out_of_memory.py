@@ -41,7 +41,7 @@ def said(settings: Settings, device: str) -> Iterator[None]:
 def _values(settings: Settings) -> list[str]:
     names = ["batch_size", "max_length"]
     if settings.kl > 0:
-        names.insert(1, "kl_batch_size")
+        names.insert(1, "kl_ratio" if settings.kl_ratio > 0 else "kl_batch_size")
     return [f"{name} {getattr(settings, name)}" for name in names]
 
 
@@ -50,7 +50,9 @@ def _ways(settings: Settings) -> list[str]:
     if settings.batch_size > 1:
         half, times = settings.batch_size // 2, 2 * settings.accumulate
         ways.append(f"--batch {half} --accumulate {times} (as many rows a step, half at once)")
-    if settings.kl > 0 and settings.kl_batch_size > 1:
+    if settings.kl > 0 and settings.kl_ratio > 0:
+        ways.append(f"--kl-ratio {settings.kl_ratio / 2:g}")
+    elif settings.kl > 0 and settings.kl_batch_size > 1:
         ways.append(f"--kl-batch {settings.kl_batch_size // 2}")
     if not settings.gradient_checkpointing:
         ways.append("--gradient-checkpointing")

@@ -119,6 +119,12 @@ def test_what_can_no_longer_be_lowered_is_not_named() -> None:
     assert "kl_batch_size" not in raised.value.message
 
 
+def test_kl_by_ratio_is_lowered_as_such() -> None:
+    with pytest.raises(InputError) as raised, out_of_memory.said(Settings().replaced(kl_ratio=0.3), "cpu"):
+        in_python()
+    assert "kl_ratio 0.3," in raised.value.message and "or --kl-ratio 0.15 or" in str(raised.value.fix)
+
+
 def test_another_error_stays_what_it_is() -> None:
     with pytest.raises(RuntimeError, match="shapes"), out_of_memory.said(Settings(), "cpu"):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

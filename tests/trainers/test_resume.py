@@ -326,6 +326,8 @@ def test_accumulated_and_recomputed_gradients_train_the_same(base: Base) -> None
         for ours, theirs in zip(one.curve, other.curve, strict=True):
             assert theirs == pytest.approx(ours, rel=1e-4, abs=1e-6)
     assert halves.task_tokens == whole.task_tokens
+    assert not base.model.is_gradient_checkpointing and base.model.config.use_cache
+    assert not base.model.get_input_embeddings()._forward_hooks
 
 
 @pytest.mark.slow
