@@ -12,7 +12,7 @@ READABLE = 100
 
 @click.group("data", context_settings={"help_option_names": ["-h", "--help"]})
 def data_verb() -> None:
-    """Look over training data: what is wrong with a file.
+    """Look over training data: what is wrong with a file. It takes --json.
 
     \b
     Example:
