@@ -45,7 +45,7 @@ def story(data_dir: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig
         task: Suite.load(data_dir / "tasks" / task / "test.jsonl", name=task.replace("_", "-"))
         for task in TASKS
     }
-    # The rate that benchmarks/frontier.py chose on dev accuracy; at most twice plain LoRA's steps.
+    # The rate that was chosen on dev accuracy (benchmarks/RESULTS.md); at most twice plain LoRA's steps.
     settings = {"rank": 8, "alpha": 16.0, "learning_rate": 5e-3, "kl": 1.0, "kl_batch_size": 8}
     steps = {"banking_topics": {"epochs": 10}, "clinc_domain": {"max_steps": 300}}
     trained = {}
