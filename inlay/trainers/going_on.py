@@ -283,7 +283,7 @@ class Start:
             key: tensor.detach().clone()
             for key, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
         }
-        for key, tensor in load(self.weights).items():
+        for key, tensor in sorted(load(self.weights).items()):
             place = fresh.get(key)
             if place is None:
                 raise InputError(
