@@ -26,6 +26,7 @@
     frontier_tables.py as tables
     frontier_text.py   on a terminal
     frontier_html.py   and as one page
+    page.py            a report as one file of HTML, everything in it escaped
     score_changes.py   two subjects on the same items, suite by suite
     difference.py      what differs between two versions or locks: the records
     comparing.py       how it is read out of the registry

@@ -9,32 +9,20 @@ from pathlib import Path
 
 from inlay.evals.frontier import FrontierReport, Point
 from inlay.evals.frontier_tables import frontier_tables, mark_of, shown
+from inlay.evals.page import write_page
 from inlay.evals.report_html import Estimate, Subject
 from inlay.evals.report_plots import learning_against_forgetting
-from inlay.registry.printable import printable
 
 
 def write_frontier(path: str | Path, report: FrontierReport) -> Path:
     """Write the page to `path` (its folder is made) and return it."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("inlay.evals", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    page = environment.get_template("frontier.html").render(
+    return write_page(
+        path,
+        "frontier.html",
         report=report,
         tables=frontier_tables(report),
         plot=learning_against_forgetting(subjects(report), report.forget),
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path
 
 
 def subjects(report: FrontierReport) -> list[Subject]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from inlay.evals.page import write_page
 from inlay.evals.report_tables import sentences, tables
-from inlay.registry.printable import printable
 from inlay.trainers.run_plots import loss_curve, score_plot
 from inlay.trainers.run_report import RunReport
 from inlay.trainers.run_tables import manifest_tables, run_tables
@@ -17,21 +17,14 @@ from inlay.trainers.run_tables import manifest_tables, run_tables
 
 def write_run(path: str | Path, report: RunReport) -> Path:
     """Write the page to `path` (its folder is made) and return it."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("inlay.trainers", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
     *scores, pair, cost = run_tables(report)
     plots = [
         score_plot(report.ref, result, report.baselines.on(result.suite.digest)) for result in report.results
     ]
-    page = environment.get_template("run.html").render(
+    return write_page(
+        path,
+        "run.html",
+        package="inlay.trainers",
         report=report,
         curve=loss_curve(report.run.get("curve", ())),
         scores=list(zip(scores, plots, strict=True)),
@@ -41,7 +34,3 @@ def write_run(path: str | Path, report: RunReport) -> Path:
         remarks=sentences(report.forgetting),
         manifest=manifest_tables(report),
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path

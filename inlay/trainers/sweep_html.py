@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from inlay.evals.page import write_page
 from inlay.evals.report_html import Estimate, Subject
 from inlay.evals.report_plots import learning_against_forgetting
-from inlay.registry.printable import printable
 from inlay.trainers.grid import flag_of, shown
 from inlay.trainers.sweep_report import SweepReport
 
@@ -19,27 +19,11 @@ _KINDS = {"taken": "variant", "frontier": "adapter", "": "plain"}
 
 def write_sweep(path: str | Path, report: SweepReport) -> Path:
     """Write the page to `path` (its folder is made) and return it."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("inlay.evals", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
     plot = learning_against_forgetting(
         subjects(report), report.forget, lost_of="protected prompts", learned_of="dev"
     )
     grid = {flag_of(name): [shown(value) for value in values] for name, values in report.grid.items()}
-    page = environment.get_template("sweep.html").render(
-        report=report, grid=grid, tables=[report.table()], plot=plot
-    )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path
+    return write_page(path, "sweep.html", report=report, grid=grid, tables=[report.table()], plot=plot)
 
 
 def subjects(report: SweepReport) -> list[Subject]:

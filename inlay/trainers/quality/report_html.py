@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inlay.registry.printable import printable
+from inlay.evals.page import write_page
 from inlay.trainers.quality.data_check import DataCheck
 from inlay.trainers.quality.report_plots import counts, histogram
 from inlay.trainers.quality.report_text import figure_lines
@@ -16,23 +16,14 @@ from inlay.trainers.quality.wordings import wordings
 
 def write_html(path: str | Path, found: DataCheck) -> Path:
     """Write the page to `path` (its folder is made) and return it."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("inlay.trainers.quality", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
+    return write_page(
+        path,
+        "data.html",
+        package="inlay.trainers.quality",
+        found=found,
+        figures=figure_lines(found),
+        plots=_plots(found),
     )
-    page = environment.get_template("data.html").render(
-        found=found, figures=figure_lines(found), plots=_plots(found)
-    )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path
 
 
 def _plots(found: DataCheck) -> list[tuple[str, str]]:
