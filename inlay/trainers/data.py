@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,34 @@ class Example:
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
+class Described(ABC):
+    """What the registry keeps of training data, whatever a row of it is."""
+
+    name: str
+    stated: tuple[Provenance, ...]
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many rows."""
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """`sha256:…` over the content of all rows, in order."""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Name, rows and digest, not the rows."""
+        return {"digest": self.digest, "name": self.name, "rows": len(self)}
+
+    @property
+    def provenance(self) -> dict[str, dict[str, int]]:
+        """Rows by licence, origin and consent: see `inlay.trainers.provenance.summary`."""
+        return summary(self.stated or [NOTHING] * len(self))
+
+
 @dataclass(frozen=True)
-class Dataset:
+class Dataset(Described):
     """Examples in file order, known by the digest of their content.
 
     `stated`: what each row, or the file beside them, says of its licence, origin and consent; one a row, or
@@ -77,19 +104,9 @@ class Dataset:
         return "sha256:" + hashlib.sha256(body.encode()).hexdigest()
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        """What the registry keeps of the data: name, rows and digest, not the rows."""
-        return {"digest": self.digest, "name": self.name, "rows": len(self)}
-
-    @property
     def texts(self) -> list[str]:
         """What a router would see of each."""
         return [example.text for example in self]
-
-    @property
-    def provenance(self) -> dict[str, dict[str, int]]:
-        """Rows by licence, origin and consent: see `inlay.trainers.provenance.summary`."""
-        return summary(self.stated or [NOTHING] * len(self))
 
     @property
     def row_digests(self) -> list[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import InputError
-from inlay.trainers.data import Example, Message, example_of, lines_of, parsed
-from inlay.trainers.provenance import NOTHING, Provenance, beside, summary
+from inlay.trainers.data import Described, Example, Message, example_of, lines_of, parsed
+from inlay.trainers.provenance import NOTHING, Provenance, beside
 
 LAYOUT = '{"prompt": …, "chosen": …, "rejected": …}'
 """What a line looks like: strings, or lists of messages."""
@@ -42,7 +42,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Described):
     """Pairs in file order, known by the digest of their content; `stated` as in `Dataset`."""
 
     name: str
@@ -69,16 +69,6 @@ class Pairs:
     def digest(self) -> str:
         """`sha256:…` over the canonical JSON of all pairs, in order."""
         return "sha256:" + hashlib.sha256(_body(self.pairs).encode()).hexdigest()
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """As `Dataset.manifest`."""
-        return {"digest": self.digest, "name": self.name, "rows": len(self)}
-
-    @property
-    def provenance(self) -> dict[str, dict[str, int]]:
-        """As `Dataset.provenance`."""
-        return summary(self.stated or [NOTHING] * len(self))
 
     @property
     def row_digests(self) -> list[str]:

@@ -420,7 +420,7 @@ def _declaration(
         },
         "dataset": {
             **dataset.manifest,
-            "provenance": dataset.provenance if isinstance(dataset, Dataset) else {},
+            "provenance": dataset.provenance,
             "leaked_into_target": len(leaked),
         },
         "declared": {

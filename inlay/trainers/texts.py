@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import InputError
-from inlay.trainers.data import lines_of, parsed
-from inlay.trainers.provenance import NOTHING, Provenance, beside, summary
+from inlay.trainers.data import Described, lines_of, parsed
+from inlay.trainers.provenance import NOTHING, Provenance, beside
 
 LAYOUT = '{"text": …}'
 BEGINNING = 400
@@ -21,7 +21,7 @@ _BLANK = re.compile(r"\n[^\S\n]*\n\s*")
 
 
 @dataclass(frozen=True)
-class Texts:
+class Texts(Described):
     """Documents in file order, known by the digest of their content; `stated` as in `Dataset`."""
 
     name: str
@@ -49,16 +49,6 @@ class Texts:
         """`sha256:…` over the canonical JSON of all documents, in order."""
         body = json.dumps(self.documents, ensure_ascii=False)
         return "sha256:" + hashlib.sha256(body.encode()).hexdigest()
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """As `Dataset.manifest`."""
-        return {"digest": self.digest, "name": self.name, "rows": len(self)}
-
-    @property
-    def provenance(self) -> dict[str, dict[str, int]]:
-        """As `Dataset.provenance`."""
-        return summary(self.stated or [NOTHING] * len(self))
 
     @property
     def row_digests(self) -> list[str]:
