@@ -48,6 +48,7 @@ def result(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any
     return json.loads(out)["result"]  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_train_go_on_and_train_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
     from safetensors.torch import load_file, save_file

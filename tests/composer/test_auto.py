@@ -173,6 +173,7 @@ def test_a_static_composition_is_taken_where_it_is_shown_to_keep_both(
     assert [member.ref for member in found.lock.members] == alike.refs
 
 
+@pytest.mark.slow
 def test_nothing_is_taken_where_nothing_meets_the_guard(filled: Registry, base: Base, unlike: World) -> None:
     found = chosen(unlike, filled, base, forget=0.001, name="acme")
     assert found.choice is None and not found.passed and found.lock is None and found.recipe is None
@@ -243,6 +244,7 @@ def test_the_base_is_loaded_once_and_left_as_it_was(
 
 
 @pytest.mark.usefixtures("lean")
+@pytest.mark.slow
 def test_whoever_was_interrupted_goes_on_and_chooses_the_same(
     store: Registry, base: Base, unlike: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -329,6 +331,7 @@ def test_routes_are_left_out_where_nothing_says_what_adapters_are_for(
 
 
 @pytest.mark.usefixtures("lean")
+@pytest.mark.slow
 def test_cat_is_tried_with_labelled_examples_and_registered_where_it_wins(
     store: Registry, base: Base, alike: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,6 +357,7 @@ def test_cat_is_tried_with_labelled_examples_and_registered_where_it_wins(
 
 
 @pytest.mark.usefixtures("lean")
+@pytest.mark.slow
 def test_suites_that_training_declared_are_found(store: Registry, base: Base, unlike: World) -> None:
     from inlay.evals.ledger import keep_suite
 
@@ -439,6 +443,7 @@ def test_an_adapter_of_another_base_is_refused(strangers: Registry, base: Base, 
 
 
 @pytest.mark.usefixtures("lean")
+@pytest.mark.slow
 def test_an_alias_that_moves_meanwhile_is_a_conflict(
     filled: Registry, base: Base, unlike: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

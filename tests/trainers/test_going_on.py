@@ -181,6 +181,7 @@ def train(base: Base | None, store: Registry, task: str, small: Suite, **more: A
     return inlay.train(base, settings.pop("data", data(task, 24)), store=store, **settings)
 
 
+@pytest.mark.slow
 def test_a_line_of_three(base: Base, store: Registry, small: Suite, suites: dict[str, Suite]) -> None:
     """v1 learns one task, v2 goes on with another, v3 with the first again."""
     tickets, slips = suites.values()

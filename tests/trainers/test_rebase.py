@@ -131,6 +131,7 @@ def test_kept_rows_need_no_file_and_defaults_are_the_new_base_s(
     assert asked_of(made.result.run) == sorted(QUICK)
 
 
+@pytest.mark.slow
 def test_a_line_is_trained_again_from_its_beginning(
     base: Base, other_base: Base, store: Registry, small: Suite, target: Suite
 ) -> None:

@@ -62,6 +62,7 @@ def test_pairs_are_refused(base: Base) -> None:
         mixed(base, [{"chosen": [1], "rejected": [2]}], PROMPTS, PROMPTS, 0.5, seed=0)
 
 
+@pytest.mark.slow
 def test_replay_holds_what_plain_training_loses(base: Base) -> None:
     """No KL; of the prompts replayed the base's answers are kept, without it they are not."""
     answers = base_answers(base, PROMPTS, max_new_tokens=8)
