@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import click
 
@@ -91,11 +93,23 @@ def cli() -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Run a verb and leave with its exit code."""
     arguments = list(sys.argv[1:] if args is None else args)
-    sys.exit(run(arguments))
+    heard: list[int] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, hear)
+    sys.exit(run(arguments, heard))
 
 
-def run(arguments: list[str]) -> int:
-    """Run a verb; errors are said here and nowhere else."""
+def run(arguments: list[str], heard: Sequence[int] = ()) -> int:
+    """Run a verb; errors are said here and nowhere else.
+
+    `heard`: fills with the signals of a Ctrl-C. Not every KeyboardInterrupt arrives as one: where it falls
+    into the import of a compiled module, what comes out is that module's ImportError.
+    """
     as_json = "--json" in arguments
     try:
         code = cli.main(args=arguments, prog_name="inlay", standalone_mode=False)
@@ -103,9 +117,7 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _fail(
-            arguments, as_json, "Interrupted", "interrupted; what was registered stays registered", None, 130
-        )
+        return _interrupted(arguments, as_json)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
@@ -119,7 +131,15 @@ def run(arguments: list[str]) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - closed by the end of the process
         return 0
     except Exception as error:
+        if heard:
+            click.echo(err=True)  # behind the terminal's ^C, as click does for a KeyboardInterrupt
+            return _interrupted(arguments, as_json)
         return _explain(arguments, as_json, error)
+
+
+def _interrupted(arguments: list[str], as_json: bool) -> int:
+    message = "interrupted; what was registered stays registered"
+    return _fail(arguments, as_json, "Interrupted", message, None, 130)
 
 
 def _explain(arguments: list[str], as_json: bool, error: Exception) -> int:

@@ -268,6 +268,30 @@ def test_a_bug_is_called_one(
     assert code == 70 and "ZeroDivisionError" in err and "INLAY_TRACEBACK" in err
 
 
+def test_ctrl_c_that_a_library_turned_into_an_error_of_its_own_is_no_bug(work: Path) -> None:
+    """As the import of a compiled module does."""
+    program = """
+import os, signal
+import inlay.cli.look
+from inlay.cli import main
+
+def imported(store):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ImportError("a part of me is missing") from None
+
+inlay.cli.look.open_store = imported
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main(["ls"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=work, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.split("\n") == ["inlay: interrupted; what was registered stays registered", ""]
+
+
 def test_ctrl_c_leaves_with_130_and_an_intact_store(work: Path) -> None:
     data = work / "d.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows("ticket-queue", "train", 200, 0)))
