@@ -289,7 +289,7 @@ main(["ls"])
         [sys.executable, "-c", program], cwd=work, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 130, done.stderr
-    assert done.stderr.split("\n") == ["inlay: interrupted; what was registered stays registered", ""]
+    assert done.stderr.split("\n") == ["", "inlay: interrupted; what was registered stays registered", ""]
 
 
 def test_ctrl_c_leaves_with_130_and_an_intact_store(work: Path) -> None:
