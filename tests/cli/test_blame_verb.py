@@ -21,6 +21,7 @@ SUITE = [("copy", "Say the following again: leaf", "leaf"), ("upper", "Write in 
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store with a variant of two adapters, one of them far too strong, and a small suite."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "cache"))  # passes are counted: nothing may be known yet
     base = BaseFingerprint.of(base_path())
     with inlay.Registry.open("adapters_store", create=True) as store:
         for name, strength in (("gentle", 0.001), ("harsh", 1.0)):
