@@ -29,6 +29,7 @@ guards.py              thresholds, evidence, verdicts
 evidence.py            suites, scores, reports
 journal.py             hash-chained events, stacks replayed
 removing.py            retire, purge
+keys.py                API keys of servers
 archive.py             the file of a bundle
 bundling.py            making one
 bundle_rows.py         reading one, and believing nothing
@@ -42,6 +43,7 @@ from inlay.registry.canonical import canonical, digest_of, digest_of_json
 from inlay.registry.fingerprint import BaseFingerprint, cache_dir
 from inlay.registry.guards import Evidence, Guard, Judge, Verdict
 from inlay.registry.journal import Event
+from inlay.registry.keys import ApiKey
 from inlay.registry.names import Reference, check_alias, check_name, parse_alias, parse_reference
 from inlay.registry.printable import printable
 from inlay.registry.recipes import Merge, Recipe, Route, Stack, Use
@@ -64,6 +66,7 @@ from inlay.registry.registry import Registry
 
 __all__ = [
     "About",
+    "ApiKey",
     "BaseFingerprint",
     "BaseRef",
     "Bundled",

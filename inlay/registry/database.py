@@ -51,6 +51,7 @@ class Database:
         self._lock = threading.RLock()
         self._unlocked: Stamp | None = None
         self._proven_writable = False
+        self._file: tuple[int, int] | None = None
         with _as_our_errors(path):
             found = self._connect(create=create)
         try:
@@ -74,7 +75,9 @@ class Database:
     def _connect(self, *, create: bool = False) -> int:
         """Open the file as it can be opened; its schema's number."""
         self._unlocked = None
+        self._file = self._identity()  # before it is opened: a file put here in between is seen as another
         self.connection = self._open("mode=rwc" if create else "mode=rw")
+        self._file = self._file or self._identity()  # made a moment ago
         try:
             return self._schema()  # the first look at the file, which is where a -shm is needed
         except sqlite3.DatabaseError as error:
@@ -143,6 +146,44 @@ class Database:
             except FileNotFoundError:
                 found.append(-1)
         return tuple(found)
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def follow(self) -> bool:
+        """Whether another file lies at the path than the one that is open; if so, it is opened in its place.
+
+        StoreBusy where none does, or one that cannot be read or has another schema (it may be on its way
+        here, so it is never brought up to date); what was open then stays so.
+        """
+        with self._lock, _as_our_errors(self.path):
+            found = self._identity()
+            if found is None:
+                raise StoreBusy(f"the registry {str(self.path)!r} is gone", fix="put it back")
+            if found == self._file or self.connection.in_transaction:
+                return False
+            before = self.connection, self._file, self._unlocked
+            try:
+                schema = self._connect()
+                if schema != migrations.SCHEMA:
+                    raise StoreBusy(
+                        f"the registry put at {str(self.path)!r} must have schema {migrations.SCHEMA}, "
+                        f"and has {schema}",
+                        fix="run `inlay ls` once, or start again",
+                    )
+            except BaseException:
+                if self.connection is not before[0]:
+                    self.connection.close()
+                self.connection, self._file, self._unlocked = before
+                raise
+            before[0].close()
+            self._proven_writable = False
+            self.__dict__.pop("_utils", None)
+            return True
 
     def _schema(self) -> int:
         return int(self.connection.execute("PRAGMA user_version").fetchone()[0])

@@ -317,6 +317,17 @@ def _newest(db: Database) -> tuple[int, str, str]:
     return (row["seq"], row["hash"], row["latest"]) if row else (0, GENESIS, "")
 
 
+def names_since(db: Database, since: tuple[int, str]) -> tuple[tuple[int, str], frozenset[str] | None]:
+    """The `head`, and the names of the rows that came after the one that was it; None where that one is not
+    in this journal."""
+    seq, known = since
+    rows = db.rows("SELECT seq, hash, name FROM journal WHERE seq >= ? ORDER BY seq", [seq])
+    if seq and not (rows and (rows[0]["seq"], rows[0]["hash"]) == since):
+        return head(db), None
+    newest = (rows[-1]["seq"], rows[-1]["hash"]) if rows else (seq, known)
+    return newest, frozenset(row["name"] for row in rows if row["seq"] > seq)
+
+
 def events(
     db: Database, name: str | None = None, *, limit: int | None = None, before: int | None = None
 ) -> list[Event]:

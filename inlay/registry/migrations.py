@@ -10,18 +10,19 @@ trigger (BEFORE DELETE catches it, with recursive_triggers on).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sqlite_utils import Database, Migrations
 
-SCHEMA = 2
+SCHEMA = 3
 SET = "inlay"
 
 # Rows of these are written once. Nothing that can change is kept in a column: which version is live, what was
 # yanked, which guard holds are all read from the journal.
-IMMUTABLE = (
+_FIRST = (
     "names",
     "bases",
     "versions",
@@ -33,16 +34,18 @@ IMMUTABLE = (
     "reports",
     "journal",
 )
+_KEYS = ("api_keys", "key_revocations")
+IMMUTABLE = (*_FIRST, *_KEYS)
 
 
-def triggers() -> dict[str, str]:
-    """Name -> SQL of every trigger that a store must have, word for word."""
+def triggers(tables: Sequence[str] = IMMUTABLE) -> dict[str, str]:
+    """Name -> SQL of every trigger that a store must have on these tables, word for word."""
     return {
         f"{table}_refuse_{verb}": (
             f"CREATE TRIGGER {table}_refuse_{verb} BEFORE {verb.upper()} ON {table} "
             f"BEGIN SELECT RAISE(ABORT, '{table} are immutable: {verb} refused'); END"
         )
-        for table in IMMUTABLE
+        for table in tables
         for verb in ("update", "delete")
     }
 
@@ -55,6 +58,7 @@ def migrations() -> Migrations:
     diary = Migrations(SET)
     diary()(m001_registry)
     diary()(m002_upkeep)
+    diary()(m003_keys)
     return diary
 
 
@@ -274,7 +278,7 @@ def m001_registry(db: Database) -> None:
     db.execute("CREATE INDEX journal_yanked ON journal (name, from_number) WHERE verb = 'yank'")
     db.execute("CREATE INDEX journal_guards ON journal (name, alias, seq) WHERE verb = 'guard'")
     db.table("journal").create_index(["name", "seq"])
-    for sql in triggers().values():
+    for sql in triggers(_FIRST).values():
         db.execute(sql)
 
 
@@ -296,3 +300,35 @@ def m002_upkeep(db: Database) -> None:
     db.table("evals").create_index(["suite_name"])
     # Whose bytes these are: what shares them may stop a purge.
     db.table("version_files").create_index(["digest"])
+
+
+def m003_keys(db: Database) -> None:
+    """API keys, of whose secrets `digest` is the sha256, and what was revoked."""
+    _table(
+        db,
+        "api_keys",
+        {
+            "id": str,
+            "tenant": str,
+            "name": str,
+            "digest": str,
+            "allow": str,
+            "rate": int,
+            "concurrent": int,
+            "admin": int,
+            "who": str,
+            "created": str,
+        },
+        pk="id",
+        optional=("name", "rate", "concurrent"),
+    )
+    db.table("api_keys").create_index(["digest"], unique=True)
+    _table(
+        db,
+        "key_revocations",
+        {"key": str, "at": str, "who": str, "why": str},
+        pk="key",
+        foreign_keys=[("key", "api_keys", "id")],
+    )
+    for sql in triggers(_KEYS).values():
+        db.execute(sql)

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from inlay.errors import InputError
-from inlay.registry import aliases, describing, evidence, journal, listing, locking, lookup
-from inlay.registry.canonical import whoami
+from inlay.registry import aliases, describing, evidence, journal, keys, listing, locking, lookup
+from inlay.registry.canonical import digest_of, whoami
 from inlay.registry.fingerprint import BaseFingerprint
 from inlay.registry.guards import Guard, Judge, Verdict
 from inlay.registry.journal import Event
+from inlay.registry.keys import ApiKey
 from inlay.registry.names import check_alias, check_name
 from inlay.registry.recipes import Recipe
 from inlay.registry.records import (
@@ -421,6 +422,74 @@ class Registry:
         chain.
         """
         return journal.head(self._store.db)
+
+    def changed(self, since: tuple[int, str] | None = None) -> tuple[tuple[int, str], frozenset[str] | None]:
+        """The journal's head, and the names that it got rows about since it was `since`: one cheap look, for
+        whoever stays beside a store that others write to.
+
+        None in the place of names: any of them may mean something else, because nobody says since when, or
+        another file lies at the store's path by now (it is read from then on), or its journal went another
+        way. StoreBusy where no file does.
+        """
+        if self._store.db.follow() or since is None:
+            return journal.head(self._store.db), None
+        return journal.names_since(self._store.db, since)
+
+    # Who may ask a server
+
+    def add_key(
+        self,
+        tenant: str,
+        *,
+        name: str | None = None,
+        allow: Sequence[str] = ("*",),
+        rate: int | None = None,
+        concurrent: int | None = None,
+        admin: bool = False,
+        who: str | None = None,
+    ) -> tuple[ApiKey, str]:
+        """Make an API key of `tenant`; the key, and its secret, which is never to be had again.
+
+        `allow`: "*" for all, names (all their references), exact references, "base"; what is not in the store
+        yet may be named (see `absent`). `rate`: requests a minute; `concurrent`: at once. `admin` keys may
+        use a server's admin endpoints. Raises InputError.
+        """
+        return keys.add(
+            self._store,
+            tenant,
+            name=name,
+            allow=allow,
+            rate=rate,
+            concurrent=concurrent,
+            admin=admin,
+            who=who or whoami(),
+        )
+
+    def keys(self) -> list[ApiKey]:
+        """Every key that was made, revoked ones too, the oldest first."""
+        return keys.listed(self._store)
+
+    def keys_head(self) -> str:
+        """Another text once a key was made or revoked since: one cheap look, for whoever stays beside a store
+        that others write to. Where another file lies at its path by now, that one is read from then on;
+        StoreBusy where none does.
+        """
+        self._store.db.follow()
+        return keys.head(self._store)
+
+    def key_of(self, secret: str) -> ApiKey | None:
+        """The key that lets in with this secret; None for one that is unknown, revoked or damaged."""
+        return keys.by_digest(self._store, digest_of(secret))
+
+    def revoke_key(self, identity: str, why: str, *, who: str | None = None) -> ApiKey:
+        """Let nobody in with this key any more; servers hear of it within a second. For good: revoking again
+        changes nothing. Raises ReferenceNotFound, InputError.
+        """
+        return keys.revoke(self._store, identity, why=why, who=who or whoami())
+
+    def absent(self, key: ApiKey) -> list[str]:
+        """What a key's allow-list names that is not in the store, or not yet."""
+        return keys.absent(self._store, key)
 
     # What it scored
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from inlay.errors import InputError, IntegrityError, StoreBusy
-from inlay.registry import evidence, journal, locking, removing
+from inlay.registry import evidence, journal, keys, locking, removing
 from inlay.registry.canonical import canonical, digest_of_file, digest_of_json
 from inlay.registry.printable import printable
 from inlay.registry.store import Store
@@ -54,6 +54,7 @@ def _problems(store: Store, head: tuple[int, str] | None) -> list[str]:
     found += _against_journal(store)
     found += _locks(store)
     found += _kinds(store)
+    found += keys.problems(store)
     try:
         wanted, erased = referenced(store), removing.erased(store)
     except (IntegrityError, *DAMAGED):

@@ -47,6 +47,8 @@ def fill(folder: Path) -> None:
         registry.set_guard("style@prod", {"forget": 0.1, "suites": {"general": ["general"]}}, why="contract")
         registry.describe("legal", owner="anna", description="clauses of contracts", tag=["law"])
         registry.yank("style@v2", why="rude")
+        registry.add_key("acme-corp", name="phone", allow=["acme", "base"], rate=60, concurrent=4)
+        registry.revoke_key(registry.add_key("acme-corp", allow=["legal@v1"])[0].id, "lost")
         registry.bundle(folder / "style.bundle", ["style"])
     shutil.copytree(folder / "store", folder / "further")
     with Registry.open(folder / "further") as registry:

@@ -133,6 +133,7 @@ def test_rows_refuse_update_delete_and_replace(table: str, three: Registry) -> N
     three.put_report("legal@v1", "forgetting", {"lost": 0.5})
     three.lock("acme", {"stack": ["legal@v1"]})
     three.promote("legal@v1", "prod")
+    three.revoke_key(three.add_key("acme-corp")[0].id, "lost")
     connection = sqlite3.connect(three.path / "registry.db")
     connection.execute("PRAGMA recursive_triggers=ON")
     before = connection.execute(f"SELECT * FROM {table}").fetchall()
