@@ -169,10 +169,16 @@ class BankLayer(nn.Module):
         self.spans[slot] = (end, rank)
         return self.spans[slot]
 
-    def _move_together(self, rank: int) -> int:
+    def shrink(self) -> None:
+        """No room for more."""
+        self._move_together(0, exactly=True)
+
+    def _move_together(self, rank: int, *, exactly: bool = False) -> int:
         needed = sum(held for _, held in self.spans) + rank
         capacity = len(self.down)
-        if needed > capacity:
+        if exactly:
+            capacity = needed
+        elif needed > capacity:
             capacity = max(needed, 2 * capacity)
         down = self.down.new_zeros((capacity, self.features_in))
         up = self.up.new_zeros((capacity, self.features_out))
@@ -231,14 +237,21 @@ class Bank:
         """Load one adapter into the first free slot, whose number it returns. The gate stays as it is."""
         return self.load_all([adapter])[0]
 
-    def load_all(self, adapters: Sequence[Adapter]) -> list[int]:
-        """Load several at once: all, or where one does not fit or memory ends, none."""
+    def load_all(self, adapters: Sequence[Adapter], *, leaving: Sequence[int] = ()) -> list[int]:
+        """Load several at once: all, or where one does not fit or memory ends, none.
+
+        The slots `leaving` are unloaded first, once all is known to fit; where memory ends they have left.
+        """
         with torch.inference_mode(False), torch.no_grad():
             layers = self._layers_for(adapters)
             prepared = [
                 {m: self._prepared(adapter, m, layers[m]) for m, rank in adapter.ranks.items() if rank}
                 for adapter in adapters
             ]
+            for slot in leaving:
+                self._refuse_to_unload(slot)
+            for slot in leaving:
+                self.unload(slot)
             free = [slot for slot, name in enumerate(self._names) if name is None]
             slots = (free + list(range(len(self._names), len(self._names) + len(adapters))))[: len(adapters)]
             try:
@@ -266,6 +279,12 @@ class Bank:
 
     def unload(self, slot: int) -> None:
         """Free a slot; the next adapter takes it. InputError while the gate gives it weight."""
+        self._refuse_to_unload(slot)
+        self._clear(self.layers, [slot])
+        self._names[slot] = None
+        self._laid_out()
+
+    def _refuse_to_unload(self, slot: int) -> None:
         if not 0 <= slot < len(self._names) or self._names[slot] is None:
             raise InputError(f"slot {slot} holds no adapter")
         if self.gate.uses(slot):
@@ -273,8 +292,12 @@ class Bank:
                 f"{self._names[slot]} speaks, and what speaks cannot be unloaded",
                 fix="set a gate without it first",
             )
-        self._clear(self.layers, [slot])
-        self._names[slot] = None
+
+    def shrink(self) -> None:
+        """Let go of the buffers' room for more."""
+        with torch.inference_mode(False), torch.no_grad():
+            for layer in self.layers.values():
+                layer.shrink()
         self._laid_out()
 
     def refuse_others(self) -> None:
@@ -380,9 +403,10 @@ class Bank:
                 "embeddings can be"
             )
         weight: torch.Tensor = inner.weight  # type: ignore[assignment]
-        return BankLayer(module, inner, shape, self._dtype(weight), self.gate)
+        return BankLayer(module, inner, shape, self.dtype_of(weight), self.gate)
 
-    def _dtype(self, weight: torch.Tensor) -> torch.dtype:
+    def dtype_of(self, weight: torch.Tensor) -> torch.dtype:
+        """What the factors beside a weight are kept in: its dtype, or the model's where it is quantised."""
         computed = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
         for parameter in (weight, *self.model.parameters()):
             if parameter.dtype in computed:
