@@ -22,7 +22,7 @@ from inlay.registry import Registry
 store, base, seconds, _, folder, first = sys.argv[1:]
 end, seed, added = time.time() + float(seconds), int(first), 0
 with Registry.open(store) as registry:
-    while time.time() < end:
+    while time.time() < end or added < 2:
         name = f"line{first}"
         made = registry.add(name, make_adapter(Path(folder), seed=seed), base=base, run={"seed": seed})
         registry.promote(made.ref, "prod")
@@ -39,7 +39,7 @@ from inlay.registry import Registry
 store, seconds = sys.argv[1:]
 end, rounds, gone = time.time() + float(seconds), 0, 0
 with Registry.open(store) as registry:
-    while time.time() < end:
+    while time.time() < end or rounds < 2:
         gone += len(registry.gc(grace=0))
         rounds += 1
         time.sleep(0.002)  # SQLite's lock is not fair: without a pause nobody else would ever get it
