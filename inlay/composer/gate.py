@@ -25,7 +25,8 @@ from inlay.errors import InputError
 Work = Still | Routed
 
 KEPT_BYTES = 1 << 20
-"""Most that one layer holds on to for a decode: of a model with 200 layers 200 MiB."""
+"""Most that one layer holds on to for a decode, unless its gate says otherwise: of a model with 200 layers
+200 MiB."""
 
 
 @dataclass(eq=False)
@@ -59,12 +60,14 @@ class Gate:
     Values are None (nothing loaded speaks: the bare base), a tensor (slots,) for the whole batch, or
     (rows, slots) for each row of it. Slots beyond the last one given get nothing. Token routes add to that
     what each token chooses by itself. `loaded` is the bank's own list of what is in its slots, None where one
-    is free; `path` forces one path wherever it exists, for tests and measurements.
+    is free; `path` forces one path wherever it exists, for tests and measurements; `kept_bytes`: most that a
+    layer holds on to for a decode, `KEPT_BYTES` where it is None.
     """
 
     def __init__(self, loaded: Sequence[object | None]) -> None:
         self.loaded = loaded
         self.path: str | None = None
+        self.kept_bytes: int | None = None
         self._states = [State(None)]
         self._observers: list[Observed] = []
 
@@ -214,6 +217,7 @@ class Gate:
         for slot, rows in members.items():
             for row in rows:
                 ranks[row] += spans[slot][1]
+        most = KEPT_BYTES if self.kept_bytes is None else self.kept_bytes
         copied = site.rows * max(ranks) * (site.features_in + site.features_out) * site.dtype.itemsize
         shape = Shape(
             rows=site.rows,
@@ -221,7 +225,7 @@ class Gate:
             features=site.features_in + site.features_out,
             columns=hi - lo,
             gathered=0 if site.lookup else max(ranks),
-            lasting=site.length == 1 and not self.state.tokens and copied <= KEPT_BYTES,
+            lasting=site.length == 1 and not self.state.tokens and copied <= most,
             pieces=tuple(
                 (len(rows) * site.length, spans[slot][1], rows[-1] - rows[0] + 1 != len(rows))
                 for slot, rows in members.items()

@@ -191,7 +191,7 @@ class Following:
                 return known
         while True:
             head = self._head
-            target = self._meaning(key)
+            target = self.meaning(key)
             with self._lock:
                 if self._head != head:
                     continue  # what was resolved may be older than what the watch has seen
@@ -200,7 +200,7 @@ class Following:
                     self._known.popitem(last=False)
                 return known
 
-    def _meaning(self, key: str) -> Target:
+    def meaning(self, key: str) -> Target:
         """What a reference means now, if that may be served."""
         target = self.store.resolve(key)
         if target.base.weights != self._weights:
@@ -239,7 +239,7 @@ class Following:
     def _renew(self, key: str, known: _Followed) -> None:
         """The store changed around a reference in use."""
         try:
-            newest = self._meaning(key)
+            newest = self.meaning(key)
         except InputError as error:
             with self._lock:
                 if known.refusal is None:
