@@ -296,9 +296,10 @@ class _Ending:
         self._event.set()
 
     def ask(self) -> None:
-        """From any thread."""
+        """From any thread, any number of times."""
         assert self._loop is not None and self._event is not None
-        self._loop.call_soon_threadsafe(self._event.set)
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            self._loop.call_soon_threadsafe(self._event.set)
 
     async def asked(self) -> None:
         assert self._event is not None
