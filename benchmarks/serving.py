@@ -1,22 +1,30 @@
-"""The scheduler with many variants against the same scheduler without adapters, and with PEFT's mixed batches
-(`adapter_names`) in the bank's place.
+"""Serving sixteen variants to many clients at once.
 
-Clients in a closed loop: each has a variant of its own among the sixteen and asks again as soon as it is
-answered, 64 tokens, greedy, prompts of the general probe. No token ends an answer early, and the first answers
-are of unequal lengths, so that afterwards rows join and leave one by one. The sides take turns in this
-process, on three copies of the built-in base; a ratio is the median over the rounds. What the bank and PEFT
-answer is compared.
+throughput: the scheduler with the bank against the same scheduler without adapters, and with PEFT's mixed
+    batches (`adapter_names`) in the bank's place; in this process, in turns, on three copies of the built-in
+    base. What the bank and PEFT answer is compared.
+http: `inlay serve` in a process of its own, asked for its variants and for the bare base, in turns.
 
-    python benchmarks/serving.py                       # 16 variants, 64 clients, one thread, a few minutes
-    python benchmarks/serving.py --rank 8 --rounds 9
+Clients ask in a closed loop: each has one variant and asks again as soon as it is answered, 64 tokens,
+greedy, prompts of the general probe. No token ends an answer early, and the first answers are of unequal
+lengths, so that afterwards rows join and leave one by one. A ratio is the median over the rounds.
+
+    python benchmarks/serving.py                       # all, 16 variants, 64 clients, a few minutes
+    python benchmarks/serving.py throughput --rank 8 --rounds 9
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import itertools
+import json
+import os
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -24,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -216,12 +225,7 @@ def throughput(options: argparse.Namespace) -> bool:
             total += 1
             same += ours.answers[key] == theirs.answers[key]
     print(f"answers of the bank and of PEFT that are the same, token for token: {same} of {total}")
-    for name, found in rounds.items():
-        seconds = list(itertools.chain(*(each.seconds for each in found)))
-        print(
-            f"{name}: {statistics.median(each.rate for each in found):.0f} tokens/s, a request "
-            f"{percentile(seconds, 0.5):.2f} s at the median, {percentile(seconds, 0.99):.2f} s at p99"
-        )
+    tell(rounds)
     met = same == total
     for against, asked in (("no adapters", 0.5), ("PEFT", 1.5)):
         pairs = list(zip(rounds["the bank"], rounds[against], strict=True))
@@ -235,10 +239,123 @@ def throughput(options: argparse.Namespace) -> bool:
     return met
 
 
+def endless_base(folder: Path) -> Path:
+    """The built-in base, but no token ends an answer."""
+    made = folder / "endless"
+    shutil.copytree(base_path(), made)
+    settings = made / "generation_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token_id": []}))
+    return made
+
+
+@contextlib.contextmanager
+def server(base: Path, store: Path, options: argparse.Namespace) -> Iterator[str]:
+    """The address of a server that is ready."""
+    command = [sys.executable, "-m", "inlay", "serve", "--base", str(base), "--store", str(store), "--json"]
+    command += ["--port", "0", "--rows", str(options.clients), "--prefix-memory", "0"]
+    threads = {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [*command, "--device", options.device],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **threads},
+    )
+    try:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["result"]["url"]
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+async def asked_over_http(
+    url: str, models: Sequence[str], prompts: Sequence[str], options: argparse.Namespace
+) -> Round:
+    """One round of all clients; tokens are those that the usage of each answer counts."""
+    wanted, warm, over = options.answers * options.clients, set(range(options.clients)), asyncio.Event()
+    seconds: list[float] = []
+    said, begun, ended = 0, 0.0, 0.0
+
+    async def client(number: int) -> None:
+        nonlocal said, begun, ended
+        for turn in itertools.count():
+            body = {
+                "model": models[number % len(models)],
+                "messages": [
+                    {"role": "user", "content": prompts[(number + turn * options.clients) % len(prompts)]}
+                ],
+                "max_tokens": options.tokens if turn else 1 + number * options.tokens // options.clients,
+                "temperature": 0,
+            }
+            start = time.perf_counter()
+            response = await web.post(f"{url}/chat/completions", json=body)
+            response.raise_for_status()
+            now = time.perf_counter()
+            if over.is_set():
+                return
+            if turn == 0:
+                warm.discard(number)
+                begun = now
+            elif not warm:
+                said += response.json()["usage"]["completion_tokens"]
+                seconds.append(now - start)
+                if len(seconds) >= wanted:
+                    ended = now
+                    over.set()
+
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=600.0, limits=limits) as web, asyncio.TaskGroup() as group:
+        for number in range(options.clients):
+            group.create_task(client(number))
+    return Round(said / (ended - begun), 0.0, seconds, {})
+
+
+def http(options: argparse.Namespace) -> bool:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = endless_base(folder)
+        base = load_base(path)
+        with Registry.open(folder / "adapters_store", create=True) as store:
+            refs = [
+                store.add(f"v{i}", made, base=base.fingerprint).ref
+                for i, made in enumerate(written(folder, base, options.variants, options.rank))
+            ]
+        prompts = read_prompts(general_prompts_path())
+        rounds: dict[str, list[Round]] = {"no adapters": [], "the bank": []}
+        with server(path, folder / "adapters_store", options) as url:
+            for i in range(options.rounds):
+                sides = [("no adapters", ["base"]), ("the bank", refs)]
+                for side, models in sides if i % 2 else sides[::-1]:
+                    rounds[side].append(asyncio.run(asked_over_http(url, models, prompts, options)))
+                print(
+                    "http:", ", ".join(f"{side} {found[-1].rate:.0f}" for side, found in rounds.items()),
+                    "tokens/s", flush=True,
+                )  # fmt: skip
+    tell(rounds)
+    pairs = zip(rounds["the bank"], rounds["no adapters"], strict=True)
+    ratio, low, high = spread([ours.rate / other.rate for ours, other in pairs])
+    print(f"http: the bank over no adapters: {ratio:.2f}x ({low:.2f} to {high:.2f})")
+    return True
+
+
+def tell(rounds: dict[str, list[Round]]) -> None:
+    for name, found in rounds.items():
+        seconds = list(itertools.chain(*(each.seconds for each in found)))
+        print(
+            f"{name}: {statistics.median(each.rate for each in found):.0f} tokens/s, a request "
+            f"{percentile(seconds, 0.5):.2f} s at the median, {percentile(seconds, 0.99):.2f} s at p99"
+        )
+
+
+PARTS = {"throughput": throughput, "http": http}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--variants", type=int, default=16)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64)
@@ -249,7 +366,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    raise SystemExit(0 if throughput(options) else 1)
+    met = [PARTS[part](options) for part in options.parts or PARTS]
+    raise SystemExit(0 if all(met) else 1)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ class Server:
         response = client.post(f"{self.url}/v1/chat/completions", json=body, timeout=60)
         came = time.monotonic()
         assert response.status_code == 200, response.text
-        text = response.json()["choices"][0]["message"]["content"]
+        text = response.json()["choices"][0]["message"]["content"].strip()  # as `generate` does
         return Asked(sent, came, prompt, response.headers["x-inlay-digest"], text)
 
     def look(self, path: str) -> Any:
@@ -354,8 +354,8 @@ def many(
         took = time.monotonic() - began
         memory.append((len(order), server.rss()))
         bank = server.look("/admin/loaded")["bank_bytes"]
-    for each_wrong in wrong:
-        print("many: {}: got {!r}, alone {!r}".format(*each_wrong))
+    for ref, got, alone in wrong:
+        print(f"many: {ref}: got {got!r}, alone {alone!r}")
     for error in failed:
         print(f"many: {type(error).__name__}: {error}")
     measured = [size for turn, size in sorted(memory) if turn >= names]
@@ -388,8 +388,6 @@ def main() -> int:
     )
     parser.add_argument("parts", nargs="*", help="rollback gone many  [default: all]")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--names", type=int, default=1000)
-    parser.add_argument("--requests", type=int, default=5000)
     given = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -212,7 +212,10 @@ class Gate:
         spans = site.layout.spans
         lo = min(spans[slot][0] for slot in active)
         hi = max(sum(spans[slot]) for slot in active)
-        members = {slot: weights[:, slot].nonzero().flatten().tolist() for slot in active}
+        members: dict[int, list[int]] = {slot: [] for slot in active}
+        for row, slot in weights.nonzero().tolist():
+            if slot in members:
+                members[slot].append(row)
         ranks = [0] * site.rows
         for slot, rows in members.items():
             for row in rows:
@@ -237,16 +240,18 @@ class Gate:
                 tuple(self._piece(site, weights, slot, members[slot]) for slot in sorted(active))
             )
         if path in ("gathered", "kept"):
-            index = torch.zeros(site.rows, max(ranks), dtype=torch.long)
-            gate = torch.zeros(site.rows, 1, max(ranks))
-            filled = [0] * site.rows
+            # Lists first: rows change often where requests come and go, and small tensors take their time.
+            columns: list[list[int]] = [[] for _ in ranks]
+            gates: list[list[float]] = [[] for _ in ranks]
+            given = weights.tolist()
             for slot in active:
                 start, rank = spans[slot]
                 for row in members[slot]:
-                    here = slice(filled[row], filled[row] + rank)
-                    index[row, here] = torch.arange(start, start + rank)
-                    gate[row, 0, here] = weights[row, slot]
-                    filled[row] += rank
+                    columns[row] += range(start, start + rank)
+                    gates[row] += [given[row][slot]] * rank
+            missing = [max(ranks) - rank for rank in ranks]
+            index = torch.tensor([held + [0] * n for held, n in zip(columns, missing, strict=True)])
+            gate = torch.tensor([held + [0.0] * n for held, n in zip(gates, missing, strict=True)])[:, None]
             return Gathered(
                 index.flatten().to(site.device), gate.to(site.device, site.dtype), lasting=path == "kept"
             )

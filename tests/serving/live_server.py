@@ -144,7 +144,8 @@ def answer(response: httpx.Response) -> Answer:
     """What a good response says."""
     assert response.status_code == 200, response.text
     assert response.json()["system_fingerprint"] == response.headers["x-inlay-digest"]
-    return response.headers["x-inlay-digest"], response.json()["choices"][0]["message"]["content"]
+    text = response.json()["choices"][0]["message"]["content"].strip()  # as `generate` does
+    return response.headers["x-inlay-digest"], text
 
 
 @dataclass(frozen=True)
