@@ -20,8 +20,9 @@ export TOKENIZERS_PARALLELISM = false
 demo: $(STAMP)
 	$(VENV)/bin/inlay demo
 
+# Two at a time, a file on one worker; more would only wait for each other's model.
 test: lint
-	$(RUN) -m pytest -q -m "not slow"
+	$(RUN) -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

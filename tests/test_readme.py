@@ -6,8 +6,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -87,3 +90,20 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     assert "tickets@v1" in (tmp_path / "CHANGES.md").read_text()
     (tmp_path / "example.py").write_text(block("python"))
     assert "tickets@v1" in shell(f"{sys.executable} example.py")
+    serving = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", f"{block('serving').rstrip()} --port 0 --json"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert serving.stdout is not None
+        url = json.loads(serving.stdout.readline())["result"]["url"]
+        with pytest.raises(urllib.error.HTTPError, match="401"):  # since there is a key
+            urllib.request.urlopen(f"{url}/models")
+    finally:
+        os.killpg(serving.pid, signal.SIGTERM)
+        serving.wait(60)

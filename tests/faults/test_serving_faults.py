@@ -161,12 +161,19 @@ def test_a_client_that_leaves_in_the_middle_disturbs_nobody(
     store: Registry, path: Path, shared_base: Base, tmp_path: Path
 ) -> None:
     right = expected(store, shared_base)
-    with serving(path, tmp_path / "log") as server, crowd(server, "acme@prod", PROMPTS) as found:
-        for _ in range(20):
-            leave(server)
-        until(lambda: len(found.answers) >= 20, 30, "twenty answers")
+    with serving(path, tmp_path / "log") as server:
+        with crowd(server, "acme@prod", PROMPTS) as found:
+            for _ in range(20):
+                leave(server)
+            until(lambda: len(found.answers) >= 20, 30, "twenty answers")
+        until(lambda: server.metric("inlay_running")[()] == 0, 5, "an empty batch")
+        until(lambda: left_early(server) == 20, 5, "twenty clients that left")
     assert not found.errors
     assert all(right[answer(r.response)[0], r.prompt] == answer(r.response)[1] for r in found.answers)
+
+
+def left_early(server: Server) -> int:
+    return sum(each["status"] == 499 for each in server.events("request"))
 
 
 def leave(server: Server) -> None:
