@@ -41,9 +41,9 @@ from inlay.evals.inference import Base, encode_prompt, load_base
 from inlay.evals.prompts import read_prompts
 from inlay.registry import Registry
 from inlay.serving.requests import Ended, Event, Failed, Request, Sampling, Token
+from inlay.serving.row_adapters import Voice
 from inlay.serving.scheduler import Scheduler
 from inlay.serving.shelf import Loaded, Shelf
-from inlay.serving.voices import Voice
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

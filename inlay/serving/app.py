@@ -15,12 +15,12 @@ from starlette.exceptions import HTTPException
 
 import inlay
 from inlay.errors import InlayError
+from inlay.serving.admission import Admission
 from inlay.serving.chats import Chat
 from inlay.serving.completions import Completions
-from inlay.serving.desk import Desk
-from inlay.serving.door import Door, told
 from inlay.serving.errors import ApiError
-from inlay.serving.exchange import Exchange
+from inlay.serving.middleware import Middleware, told
+from inlay.serving.response import CompletionResponse
 from inlay.serving.schemas import (
     ChatCompletion,
     ChatRequest,
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from inlay.serving.following import Following
     from inlay.serving.logs import Logs
     from inlay.serving.metrics import Metrics
+    from inlay.serving.request_record import RequestRecord
     from inlay.serving.scheduler import Scheduler
     from inlay.serving.settings import ServerSettings
     from inlay.serving.splitting import Splits
     from inlay.serving.tenants import Caller, Tenants
-    from inlay.serving.visit import Visit
 
 Documented = dict[int | str, dict[str, Any]]
 
@@ -114,7 +114,7 @@ def make_app(
     health: Health | None = None,
 ) -> FastAPI:
     """The API as an ASGI app. `health`: whether new requests belong here; None asks `following` alone."""
-    desk = Desk(
+    admission = Admission(
         base=base,
         scheduler=scheduler,
         following=following,
@@ -127,7 +127,7 @@ def make_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
-        desk.close()
+        admission.close()
 
     app = FastAPI(
         title="Inlay",
@@ -138,7 +138,7 @@ def make_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.add_middleware(Door, tenants=tenants, settings=settings, logs=logs, metrics=metrics)
+    app.add_middleware(Middleware, tenants=tenants, settings=settings, logs=logs, metrics=metrics)
     key = [
         Depends(HTTPBearer(auto_error=False, description="A key of `inlay keys add`, where there are any."))
     ]
@@ -153,23 +153,23 @@ def make_app(
     async def answer_chat(request: Request, body: ChatRequest) -> Response:
         """An answer to messages."""
         visit = _visit(request, body.stream)
-        return Exchange(desk, Chat(body, desk.words, desk.room), visit)
+        return CompletionResponse(admission, Chat(body, admission.tokenization, admission.room), visit)
 
     @app.post("/v1/completions", dependencies=key, responses=_answers(Completion))
     async def complete(request: Request, body: CompletionRequest) -> Response:
         """What a text, or tokens, go on with."""
         visit = _visit(request, body.stream)
-        return Exchange(desk, Completions(body, desk.words, desk.room), visit)
+        return CompletionResponse(admission, Completions(body, admission.tokenization, admission.room), visit)
 
     @app.get("/v1/models", dependencies=key, responses=_errors(401, 500))
     async def list_models(request: Request) -> ModelCards:
         """The names that the caller may ask for: the base, aliases, splits."""
-        return ModelCards(data=await asyncio.to_thread(_cards, desk, request.state.visit.caller))
+        return ModelCards(data=await asyncio.to_thread(_cards, admission, request.state.visit.caller))
 
     @app.get("/v1/models/{model:path}", dependencies=key, responses=_errors(401, 404, 500))
     async def show_model(request: Request, model: str) -> ModelCard:
         """One of them."""
-        return await asyncio.to_thread(_card, desk, request.state.visit.caller, model)
+        return await asyncio.to_thread(_card, admission, request.state.visit.caller, model)
 
     @app.get("/health", responses=_errors(500, 503))
     async def live() -> Standing:
@@ -189,8 +189,8 @@ def make_app(
     return app
 
 
-def _visit(request: Request, stream: bool | None) -> Visit:
-    visit: Visit = request.state.visit
+def _visit(request: Request, stream: bool | None) -> RequestRecord:
+    visit: RequestRecord = request.state.visit
     visit.stream = bool(stream)
     return visit
 
@@ -199,22 +199,22 @@ def _unready(following: Following) -> str | None:
     return None if following.ready else "the store was not read yet"
 
 
-def _cards(desk: Desk, caller: Caller) -> list[ModelCard]:
-    rows = [row for row in desk.following.names() if desk.visible(caller, row.ref)]
+def _cards(admission: Admission, caller: Caller) -> list[ModelCard]:
+    rows = [row for row in admission.following.names() if admission.visible(caller, row.ref)]
     cards = {row.ref: ModelCard(id=row.ref, created=_seconds(row.created), digest=row.digest) for row in rows}
-    for name in desk.splits.arms:
-        if desk.visible(caller, name):
+    for name in admission.splits.arms:
+        if admission.visible(caller, name):
             cards.setdefault(name, ModelCard(id=name, created=0))
     return list(cards.values())
 
 
-def _card(desk: Desk, caller: Caller, model: str) -> ModelCard:
+def _card(admission: Admission, caller: Caller, model: str) -> ModelCard:
     """One that is listed, by its whole name or without @prod; or what a reference means that is not."""
-    cards = {card.id: card for card in _cards(desk, caller)}
+    cards = {card.id: card for card in _cards(admission, caller)}
     card = cards.get(model) or cards.get(f"{model}@prod")
     if card is not None:
         return card
-    target = desk.meaning(caller, model)
+    target = admission.meaning(caller, model)
     return ModelCard(id=model, created=_seconds(target.created), digest=target.digest)
 
 

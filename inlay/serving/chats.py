@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from inlay.serving.forms import Form, Said, finite, not_empty
+from inlay.serving.endpoint import Endpoint, Said, finite, not_empty
 from inlay.serving.requests import Token
 from inlay.serving.schemas import ChatRequest
 
 
-class Chat(Form):
+class Chat(Endpoint):
     object = "chat.completion"
     chunk = "chat.completion.chunk"
     prefix = "chatcmpl-"
@@ -28,7 +28,7 @@ class Chat(Form):
     def prompts(self) -> list[list[int]]:
         messages = [(message.role, message.text) for message in self.asked.messages]
         self.not_endless("".join(text for _, text in messages))
-        return [not_empty(self.words.conversation(messages), self.param)]
+        return [not_empty(self.tokenization.conversation(messages), self.param)]
 
     def choice(self, index: int, said: Said) -> dict[str, Any]:
         assert said.end is not None
@@ -66,5 +66,5 @@ class Chat(Form):
         return {"content": content, "refusal": None}
 
     def _one(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text, raw = self.words.spelled(token)
+        text, raw = self.tokenization.spelled(token)
         return {"token": text, "logprob": finite(logprob), "bytes": raw}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from inlay.serving.forms import Form, Said, finite, not_empty
+from inlay.serving.endpoint import Endpoint, Said, finite, not_empty
 from inlay.serving.requests import Token
 from inlay.serving.schemas import CompletionRequest
 
@@ -13,7 +13,7 @@ MAX_TOKENS = 16
 """OpenAI's, where a request does not say."""
 
 
-class Completions(Form):
+class Completions(Endpoint):
     object = "text_completion"
     chunk = "text_completion"
     prefix = "cmpl-"
@@ -35,10 +35,10 @@ class Completions(Form):
         for prompt in several:
             if isinstance(prompt, str):
                 self.not_endless(prompt)
-                ids = self.words.text(prompt)
+                ids = self.tokenization.text(prompt)
             else:
                 ids = list(prompt)
-                self.words.check_ids(ids, self.param)
+                self.tokenization.check_ids(ids, self.param)
             found.append(not_empty(ids, self.param))
         return found
 
@@ -64,9 +64,12 @@ class Completions(Form):
     def _logprobs(self, tokens: Sequence[Token], offsets: Sequence[int]) -> dict[str, Any] | None:
         if self.logprobs is None:
             return None
-        spelled = [self.words.spelled(token.id)[0] for token in tokens]
+        spelled = [self.tokenization.spelled(token.id)[0] for token in tokens]
         tops = [
-            {self.words.spelled(other)[0]: finite(logprob) for other, logprob in token.top[: self.logprobs]}
+            {
+                self.tokenization.spelled(other)[0]: finite(logprob)
+                for other, logprob in token.top[: self.logprobs]
+            }
             for token in tokens
         ]
         return {

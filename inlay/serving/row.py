@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 from inlay.errors import InlayError
 from inlay.serving.prefixes import Whose
 from inlay.serving.requests import Ended, Event, Failed, Hear, Request, Token
+from inlay.serving.row_adapters import Voice
 from inlay.serving.sampling import Drawn, Sampler
 from inlay.serving.streaming import TextStream
-from inlay.serving.voices import Voice
 
 if TYPE_CHECKING:
     from inlay.serving.shelf import Loaded

@@ -20,15 +20,15 @@ import torch
 from inlay.composer.bank import Bank
 from inlay.errors import InlayError, InputError
 from inlay.evals.inference import Base, PromptError
+from inlay.serving.fair_queue import FairQueue
 from inlay.serving.kv_rows import KvRows
 from inlay.serving.prefixes import Prefixes
 from inlay.serving.requests import Ended, Failed, Hear, Request
 from inlay.serving.row import NotFinite as NotFinite
 from inlay.serving.row import Row, fail
+from inlay.serving.row_adapters import BankAdapters, Begun, Reader, RowAdapters
 from inlay.serving.sampling import Sampler, draw
 from inlay.serving.streaming import Spelling, TextStream
-from inlay.serving.voices import BankVoices, Begun, Reader, Voices
-from inlay.serving.waiting import Waiting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,7 +80,7 @@ class Scheduler:
         queue: int = 256,
         prefix_bytes: int = 256 << 20,
         read_tokens: int = 1024,
-        voices: Voices | None = None,
+        voices: RowAdapters | None = None,
     ) -> None:
         self.bank = Bank(base.model)
         self.tokenizer: PreTrainedTokenizerBase = base.tokenizer
@@ -88,7 +88,7 @@ class Scheduler:
         self.context = int(getattr(config, "max_position_embeddings", None) or UNBOUNDED)
         self.rows, self.queue, self.read_tokens = rows, queue, read_tokens
         self._reader = Reader(base)
-        self._voices = voices or BankVoices(self.bank, self._reader, base)
+        self._voices = voices or BankAdapters(self.bank, self._reader, base)
         self._spelling = Spelling.of(base.tokenizer)
         self._ends = frozenset(_ends(base))
         self._prefixes = Prefixes(prefix_bytes)
@@ -96,7 +96,7 @@ class Scheduler:
         self._running: list[Row] = []
         self._overdue = 0  # steps since a row could have joined or left
         self._speaking: contextlib.ExitStack | None = None  # the gate of the running rows, until they change
-        self._waiting: Waiting[Row] = Waiting()
+        self._waiting: FairQueue[Row] = FairQueue()
         self._deeds: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from inlay.registry import Registry
     from inlay.serving.admin import Health
-    from inlay.serving.listening import Listener
     from inlay.serving.logs import Logs
     from inlay.serving.scheduler import Scheduler
+    from inlay.serving.sockets import Listener
 
 EXTRA = ("fastapi", "uvicorn", "prometheus_client")
 GRACE = 5.0
@@ -216,7 +216,7 @@ async def _until_drained(
     sockets: list[socket.socket],
     ready: Callable[[Serving], None] | None,
 ) -> None:
-    from inlay.serving.listening import Listener
+    from inlay.serving.sockets import Listener
 
     logs, ending = parts.logs, parts.ending
     for made, host in zip(sockets, (settings.host, settings.admin_host), strict=True):

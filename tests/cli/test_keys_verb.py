@@ -155,7 +155,7 @@ def test_a_damaged_key_is_shown_as_one(work: Path, capsys: pytest.CaptureFixture
         connection.execute("DROP TRIGGER api_keys_refuse_update")
         connection.execute("UPDATE api_keys SET admin = 1")
         connection.execute(trigger)
-    assert "damaged, see inlay fsck" in said(capsys, "keys", "ls")[1]
+    assert "damaged, see inlay" in said(capsys, "keys", "ls")[1]
     assert as_json(capsys, "keys", "ls")[0]["damaged"] is True
     code, out, err = said(capsys, "fsck")
     assert code == 1 and "its row was edited after it was made" in out + err

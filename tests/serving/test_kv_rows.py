@@ -16,7 +16,7 @@ from transformers import (
 from inlay.errors import InputError
 from inlay.evals.inference import Base
 from inlay.serving.kv_rows import KvLayout, KvRows, Span
-from inlay.serving.voices import Reader
+from inlay.serving.row_adapters import Reader
 
 
 class Alone:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inlay.serving.waiting import Waiting
+from inlay.serving.fair_queue import FairQueue
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,8 @@ class Item:
     number: int = 0
 
 
-def filled(*items: Item) -> Waiting[Item]:
-    waiting: Waiting[Item] = Waiting()
+def filled(*items: Item) -> FairQueue[Item]:
+    waiting: FairQueue[Item] = FairQueue()
     for item in items:
         waiting.put(item)
     return waiting

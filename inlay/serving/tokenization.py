@@ -21,7 +21,7 @@ LONG_TOKEN = 16
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-class Words:
+class Tokenization:
     """One base's tokenizer, for several threads."""
 
     def __init__(self, base: Base) -> None:

@@ -17,7 +17,7 @@ class Waits(Protocol):
 W = TypeVar("W", bound=Waits)
 
 
-class Waiting(Generic[W]):
+class FairQueue(Generic[W]):
     """First come, first served within a tenant; a tenant with a thousand requests delays another's by one.
 
     Not thread-safe: the scheduler holds its lock.

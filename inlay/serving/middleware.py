@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inlay.errors import InlayError
 from inlay.serving.errors import ApiError, as_api_error
-from inlay.serving.visit import Visit
+from inlay.serving.request_record import RequestRecord
 
 if TYPE_CHECKING:
     from inlay.serving.logs import Logs
@@ -28,7 +28,7 @@ UNTOLD = frozenset({"/health", "/ready"})
 """Asked every few seconds by machines: no lines in the log."""
 
 
-class Door:
+class Middleware:
     """ASGI middleware."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Door:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        visit = Visit(scope["method"], scope["path"])
+        visit = RequestRecord(scope["method"], scope["path"])
         scope.setdefault("state", {})["visit"] = visit
         started = False
 
@@ -74,7 +74,7 @@ class Door:
             if visit.path not in UNTOLD:
                 visit.tell(self.logs, self.metrics)
 
-    def _bounded(self, scope: Scope, receive: Receive, visit: Visit) -> Receive:
+    def _bounded(self, scope: Scope, receive: Receive, visit: RequestRecord) -> Receive:
         """`receive` that refuses a body that is too long, or too slow, before it has been read."""
         most, until = self.settings.body_bytes, visit.began + self.settings.timeout
         length = Headers(scope=scope).get("content-length")
@@ -101,7 +101,7 @@ class Door:
         return receiving
 
 
-def told(error: Exception, visit: Visit, logs: Logs) -> ApiError:
+def told(error: Exception, visit: RequestRecord, logs: Logs) -> ApiError:
     """What the client is told of an error; what is the server's own is told to the log."""
     answer = as_api_error(error)
     visit.status, visit.code = answer.status, answer.code

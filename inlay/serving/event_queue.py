@@ -10,7 +10,7 @@ from collections import deque
 from inlay.serving.requests import Event, Failed, Hear, Token
 
 
-class Hearing:
+class EventQueue:
     """Rows of one request. `eager`: every token is wanted as it comes; otherwise the loop is woken at the end
     of the last row only, since a wake-up costs a batch more than a token does."""
 

@@ -15,32 +15,32 @@ from inlay.evals.inference import PromptError
 from inlay.registry import parse_reference
 from inlay.registry.names import RESERVED
 from inlay.registry.printable import printable
+from inlay.serving.endpoint import Endpoint, Room, Wanted
 from inlay.serving.errors import SECONDS_TO_WAIT, ApiError, model_not_found, too_long
-from inlay.serving.forms import Form, Room, Wanted
 from inlay.serving.scheduler import QueueFull
-from inlay.serving.words import Words
+from inlay.serving.tokenization import Tokenization
 
 if TYPE_CHECKING:
     from inlay.evals.inference import Base
     from inlay.registry import Lock, Version
     from inlay.registry.names import Reference
+    from inlay.serving.event_queue import EventQueue
     from inlay.serving.following import Following
-    from inlay.serving.hearing import Hearing
     from inlay.serving.logs import Logs
+    from inlay.serving.request_record import RequestRecord
     from inlay.serving.requests import Hear, Request
     from inlay.serving.scheduler import Scheduler, Ticket
     from inlay.serving.settings import ServerSettings
     from inlay.serving.shelf import Loaded
     from inlay.serving.splitting import Splits
     from inlay.serving.tenants import Caller, Tenants
-    from inlay.serving.visit import Visit
 
 THREADS = 32
 """Targets that may be loading at once without another one's requests having to wait."""
 T = TypeVar("T")
 
 
-class Desk:
+class Admission:
     def __init__(
         self,
         *,
@@ -58,10 +58,10 @@ class Desk:
         self.splits = splits
         self.settings = settings
         self.logs = logs
-        self.words = Words(base)
+        self.tokenization = Tokenization(base)
         context = scheduler.context
         self.room = Room(context, min(context, settings.prompt_tokens or context))
-        self._pool = concurrent.futures.ThreadPoolExecutor(THREADS, "inlay-desk")
+        self._pool = concurrent.futures.ThreadPoolExecutor(THREADS, "inlay-admission")
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def close(self) -> None:
@@ -77,16 +77,16 @@ class Desk:
                 future.add_done_callback(lambda done: _lost(done, lost))
             raise
 
-    async def take(self, form: Form, visit: Visit) -> tuple[list[Wanted], Loaded]:
+    async def take(self, endpoint: Endpoint, visit: RequestRecord) -> tuple[list[Wanted], Loaded]:
         """The rows of a request, and what answers them, to be given back. ApiError (404) alike for a model
         that nobody has and for one that the caller may not reach."""
         assert visit.caller is not None
-        model = form.asked.model
-        arm = self._arm(model, form.asked.user, visit)
+        model = endpoint.asked.model
+        arm = self._arm(model, endpoint.asked.user, visit)
         ref = self._allowed(visit.caller, model, arm or model)
 
         def taken() -> tuple[list[Wanted], Loaded]:
-            rows = form.wanted()
+            rows = endpoint.wanted()
             try:
                 return rows, self.following.take(ref)
             except ReferenceNotFound:
@@ -115,12 +115,12 @@ class Desk:
         except PromptError as error:
             raise too_long(printable(error.message), "prompt") from None
 
-    def leave(self, loaded: Loaded, tickets: Sequence[Ticket], hearing: Hearing, rows: int) -> None:
+    def leave(self, loaded: Loaded, tickets: Sequence[Ticket], queue: EventQueue, rows: int) -> None:
         """The end of a request: rows that still run are called off, and once they have left the batch, what
         answered them is given back."""
         for ticket in tickets:
             ticket.cancel()
-        if hearing.open == rows - len(tickets):
+        if queue.open == rows - len(tickets):
             self.give_back(loaded)
         else:
             left = self.scheduler.between_steps(lambda: None)
@@ -147,7 +147,7 @@ class Desk:
             raise model_not_found(model)
         return str(reference if self._may(caller, model, reference) else _nobodys(reference))
 
-    def _arm(self, model: str, user: str | None, visit: Visit) -> str | None:
+    def _arm(self, model: str, user: str | None, visit: RequestRecord) -> str | None:
         """The arm of a split, None where there is none. Users of a tenant stay with theirs; who names no user
         falls anew each time, by the shares."""
         assert visit.caller is not None

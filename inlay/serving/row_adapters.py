@@ -51,7 +51,7 @@ class Voice:
     begun: Begun | None = None
 
 
-class Voices(Protocol):
+class RowAdapters(Protocol):
     """How the rows of a batch get their adapters."""
 
     def turn(
@@ -113,7 +113,7 @@ class Reader:
         return out.logits[:, -1].float(), tuple(out.hidden_states or ())
 
 
-class BankVoices:
+class BankAdapters:
     """Through the bank's gate."""
 
     def __init__(self, bank: Bank, reader: Reader, base: Base) -> None:

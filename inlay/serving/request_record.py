@@ -20,7 +20,7 @@ CLIENT_LEFT = 499
 
 
 @dataclass(eq=False)
-class Visit:
+class RequestRecord:
     """`began`, `first_token`: seconds of the monotonic clock. `arm`: the reference that a split chose.
     `status`: what was sent or, where a stream broke off or its client left, what would have been."""
 

@@ -11,7 +11,7 @@ from inlay.serving.requests import Ended, Sampling, Token
 
 if TYPE_CHECKING:
     from inlay.serving.schemas import ChatRequest, CompletionRequest
-    from inlay.serving.words import Words
+    from inlay.serving.tokenization import Tokenization
 
 MOST_ROWS = 64
 """Answers that one request may ask for."""
@@ -53,7 +53,7 @@ class Said:
         self.shown += len(text)
 
 
-class Form:
+class Endpoint:
     """A request's body, read. Subclasses say how prompts become tokens and what a choice looks like."""
 
     object: ClassVar[str]
@@ -61,9 +61,9 @@ class Form:
     prefix: ClassVar[str]
     param: ClassVar[str]
 
-    def __init__(self, body: ChatRequest | CompletionRequest, words: Words, room: Room) -> None:
+    def __init__(self, body: ChatRequest | CompletionRequest, words: Tokenization, room: Room) -> None:
         self.asked = body
-        self.words = words
+        self.tokenization = words
         self.room = room
         self.choices = body.n or 1
 
@@ -124,7 +124,7 @@ class Form:
 
     def not_endless(self, text: str) -> None:
         """ApiError for a text that need not be read to its end to know that it is too long."""
-        if self.words.surely_longer(text, self.room.prompt):
+        if self.tokenization.surely_longer(text, self.room.prompt):
             raise too_long(f"The {self.param} must have {self.room.prompt} tokens at most.", self.param)
 
     def _room_after(self, prompt: int) -> int:

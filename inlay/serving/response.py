@@ -16,35 +16,35 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from inlay.serving.door import told
+from inlay.serving.endpoint import Endpoint, Said, Wanted
 from inlay.serving.errors import invalid
-from inlay.serving.forms import Form, Said, Wanted
-from inlay.serving.hearing import Hearing
+from inlay.serving.event_queue import EventQueue
+from inlay.serving.middleware import told
+from inlay.serving.request_record import CLIENT_LEFT
 from inlay.serving.requests import Ended, Event, Failed, Request, Token
 from inlay.serving.scheduler import NotFinite
-from inlay.serving.visit import CLIENT_LEFT
 
 if TYPE_CHECKING:
-    from inlay.serving.desk import Desk
+    from inlay.serving.admission import Admission
+    from inlay.serving.request_record import RequestRecord
     from inlay.serving.scheduler import Ticket
     from inlay.serving.shelf import Loaded
-    from inlay.serving.visit import Visit
 
 LAST_WORDS = 1.0
 """Seconds that a client which reads slowly gets to hear why its stream ends."""
 
 
-class Exchange(Response):
-    def __init__(self, desk: Desk, form: Form, visit: Visit) -> None:
-        self.desk = desk
-        self.form = form
+class CompletionResponse(Response):
+    def __init__(self, admission: Admission, endpoint: Endpoint, visit: RequestRecord) -> None:
+        self.admission = admission
+        self.endpoint = endpoint
         self.visit = visit
         self.background = None
         self._started = False
         self._left = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        until = self.visit.began + self.desk.settings.timeout
+        until = self.visit.began + self.admission.settings.timeout
         try:
             async with asyncio.timeout_at(until) as limit:
                 watch = asyncio.create_task(self._watch(receive, limit))
@@ -58,7 +58,7 @@ class Exchange(Response):
                 return
             if not self._started:
                 raise
-            body = told(error, self.visit, self.desk.logs).body()
+            body = told(error, self.visit, self.admission.logs).body()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS):
                     await self._send(send, f"event: error\ndata: {_json(body)}\n\n", last=True)
@@ -74,22 +74,22 @@ class Exchange(Response):
         """The exchange, with what it holds."""
         assert self.visit.caller is not None
         with contextlib.ExitStack() as held:
-            held.enter_context(self.desk.tenants.admitted(self.visit.caller))
-            rows, loaded = await self.desk.take(self.form, self.visit)
-            hearing = Hearing(len(rows), eager=bool(self.form.asked.stream))
+            held.enter_context(self.admission.tenants.admitted(self.visit.caller))
+            rows, loaded = await self.admission.take(self.endpoint, self.visit)
+            queue = EventQueue(len(rows), eager=bool(self.endpoint.asked.stream))
             tickets: list[Ticket] = []
-            held.callback(self.desk.leave, loaded, tickets, hearing, len(rows))
+            held.callback(self.admission.leave, loaded, tickets, queue, len(rows))
             for number, row in enumerate(rows):
-                tickets.append(self.desk.submit(loaded, self._request(number, row), hearing.ear(number)))
+                tickets.append(self.admission.submit(loaded, self._request(number, row), queue.ear(number)))
             said = [Said() for _ in rows]
-            if self.form.asked.stream:
-                await self._stream(send, hearing, said, loaded)
+            if self.endpoint.asked.stream:
+                await self._stream(send, queue, said, loaded)
             else:
-                await self._whole(send, hearing, said, loaded)
+                await self._whole(send, queue, said, loaded)
 
     def _request(self, number: int, row: Wanted) -> Request:
         assert self.visit.caller is not None
-        extension = self.form.asked.inlay
+        extension = self.endpoint.asked.inlay
         weights, expert = (extension.weights, extension.expert) if extension else (None, None)
         return Request(
             f"{self.visit.id}/{number}", self.visit.caller.tenant, row.ids, row.sampling, weights, expert
@@ -107,42 +107,42 @@ class Exchange(Response):
 
     def _failure(self, error: Exception) -> Exception:
         """Weights that make a model overflow are the request's mistake."""
-        extension = self.form.asked.inlay
+        extension = self.endpoint.asked.inlay
         if isinstance(error, NotFinite) and extension is not None and extension.weights:
             return invalid("these weights make the model overflow: lower them", "inlay", "invalid_value")
         return error
 
-    def _note(self, hearing: Hearing, said: Sequence[Said]) -> dict[str, Any]:
-        usage, visit = self.form.usage(said), self.visit
-        visit.first_token = hearing.first
+    def _note(self, queue: EventQueue, said: Sequence[Said]) -> dict[str, Any]:
+        usage, visit = self.endpoint.usage(said), self.visit
+        visit.first_token = queue.first
         visit.prompt, visit.completion = usage["prompt_tokens"], usage["completion_tokens"]
         visit.cached = usage["prompt_tokens_details"]["cached_tokens"]
         return usage
 
     def _head(self, kind: str, loaded: Loaded) -> dict[str, Any]:
         return {
-            "id": self.form.prefix + self.visit.id.removeprefix("req_"),
+            "id": self.endpoint.prefix + self.visit.id.removeprefix("req_"),
             "object": kind,
             "created": int(time.time()),
-            "model": self.form.asked.model,
+            "model": self.endpoint.asked.model,
             "system_fingerprint": loaded.digest,
         }
 
-    async def _whole(self, send: Send, hearing: Hearing, said: list[Said], loaded: Loaded) -> None:
+    async def _whole(self, send: Send, queue: EventQueue, said: list[Said], loaded: Loaded) -> None:
         while any(row.end is None for row in said):
-            self._heed(await hearing.more(), said)
+            self._heed(await queue.more(), said)
         answer = {
-            **self._head(self.form.object, loaded),
-            "choices": [self.form.choice(number, row) for number, row in enumerate(said)],
-            "usage": self._note(hearing, said),
+            **self._head(self.endpoint.object, loaded),
+            "choices": [self.endpoint.choice(number, row) for number, row in enumerate(said)],
+            "usage": self._note(queue, said),
         }
         text = _json(answer)
         await self._start(send, "application/json", ("content-length", str(len(text.encode()))))
         await self._send(send, text, last=True)
 
-    async def _stream(self, send: Send, hearing: Hearing, said: list[Said], loaded: Loaded) -> None:
+    async def _stream(self, send: Send, queue: EventQueue, said: list[Said], loaded: Loaded) -> None:
         """Server-sent events. Nothing is sent before the first token, so that what fails has its status."""
-        head, usage = self._head(self.form.chunk, loaded), self.form.asked.with_usage
+        head, usage = self._head(self.endpoint.chunk, loaded), self.endpoint.asked.with_usage
 
         def line(choices: list[dict[str, Any]], used: dict[str, Any] | None = None) -> str:
             return f"data: {_json({**head, 'choices': choices, **({'usage': used} if usage else {})})}\n\n"
@@ -151,7 +151,7 @@ class Exchange(Response):
         try:
             while any(row.end is None for row in said):
                 lines: list[str] = []
-                for number, event in await hearing.more():
+                for number, event in await queue.more():
                     if isinstance(event, Failed):
                         if lines:
                             await self._begin(send)
@@ -159,14 +159,14 @@ class Exchange(Response):
                         raise self._failure(event.error)
                     if number not in opened:
                         opened.add(number)
-                        opening = self.form.opening(number)
+                        opening = self.endpoint.opening(number)
                         lines += [line([opening])] if opening is not None else []
                     lines += [line([piece]) for piece in self._pieces(number, event, said[number])]
                 if lines:
                     await self._begin(send)
                     await self._send(send, "".join(lines))
         finally:
-            used = self._note(hearing, said)
+            used = self._note(queue, said)
         end = line([], used) if usage else ""
         await self._send(send, f"{end}data: [DONE]\n\n", last=True)
 
@@ -174,12 +174,12 @@ class Exchange(Response):
         """What a token, or the end, adds to a row. A token without text is shown for its probability only."""
         offset, pieces = said.shown, []
         said.add(event.text)
-        token = event if isinstance(event, Token) and self.form.logprobs is not None else None
+        token = event if isinstance(event, Token) and self.endpoint.logprobs is not None else None
         if event.text or token is not None:
-            pieces.append(self.form.piece(number, event.text, token, offset, None))
+            pieces.append(self.endpoint.piece(number, event.text, token, offset, None))
         if isinstance(event, Ended):
             said.end = event
-            pieces.append(self.form.piece(number, "", None, said.shown, event.reason))
+            pieces.append(self.endpoint.piece(number, "", None, said.shown, event.reason))
         return pieces
 
     async def _begin(self, send: Send) -> None:

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 
 from inlay.errors import InputError
 from inlay.serving import listening
-from inlay.serving.listening import Listener
 from inlay.serving.server import PortTaken, bound
+from inlay.serving.sockets import Listener
 
 
 def slow_app(entered: asyncio.Event, go: asyncio.Event) -> FastAPI:
