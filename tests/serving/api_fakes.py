@@ -237,7 +237,7 @@ def fake_app(
 def listening(app: FastAPI) -> Iterator[str]:
     """The app behind uvicorn in a thread; its address."""
     server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_level="error", access_log=False, timeout_graceful_shutdown=5)
+        uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5)
     )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()

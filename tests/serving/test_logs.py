@@ -7,7 +7,6 @@ import json
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
 
 import pytest
 
@@ -86,17 +85,6 @@ def test_a_reader_that_left_stops_nothing() -> None:
     assert stream.closed
 
 
-@pytest.fixture
-def uvicorn_as_found() -> Iterator[None]:
-    """A server of another test has set the level of uvicorn's logger, which is one for the process."""
-    logger = logging.getLogger("uvicorn.error")
-    level = logger.level
-    logger.setLevel(logging.NOTSET)
-    yield
-    logger.setLevel(level)
-
-
-@pytest.mark.usefixtures("uvicorn_as_found")
 def test_libraries_speak_through_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     with library_logs(Logs(stream=stream)):

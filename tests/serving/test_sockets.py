@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from inlay.errors import InputError
-from inlay.serving import listening
+from inlay.serving import sockets
 from inlay.serving.server import PortTaken, bound
 from inlay.serving.sockets import Listener
 
@@ -77,7 +77,7 @@ def test_what_never_ends_is_cut() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nhost: x\r\nslow"])
 def test_a_client_that_does_not_send_its_head_is_let_go(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listening, "HEADERS", 0.2)
+    monkeypatch.setattr(sockets, "HEADERS", 0.2)
 
     async def story() -> None:
         with bound("127.0.0.1", 0) as made:
