@@ -125,7 +125,7 @@ def held_out(suite: Suite, each: int = 100) -> Suite:
         if item.held_out and taken.setdefault(item.skill, 0) < each:
             taken[item.skill] += 1
             items.append(item)
-    return Suite(f"{suite.name} held out", tuple(items))
+    return Suite(f"{suite.name}-held-out", tuple(items))
 
 
 def trained(
@@ -288,6 +288,8 @@ def drawn(found: dict[str, dict[str, list[Trained]]], path: Path) -> None:
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("held-out general skills lost, points")
         panel.set_ylabel("task, %")
+        panel.set_xlim(-4, 104)
+        panel.set_ylim(-4, 104)
         panel.grid(alpha=0.3)
     panels[0][0].legend(fontsize=8)
     figure.tight_layout()
