@@ -259,9 +259,11 @@ def walked(
         store = Registry.open(Path(folder) / "adapters_store", create=True)
         version = None
         for case in cases:
+            # A first task has no parent that could be kept.
+            changes = {k: v for k, v in settings.items() if version is not None or k != "keep_parent"}
             version = inlay.train(
                 base, case.train, name="line", store=store, start=version, general=[general],
-                max_steps=case.settings.max_steps, **settings,
+                max_steps=case.settings.max_steps, **changes,
             ).version  # fmt: skip
             model = compose(version, store=store, base=base)
             try:
