@@ -1,7 +1,8 @@
-"""What a form of the API asks for, and how its answers look: what chats and completions have in common."""
+"""What an endpoint of the API is asked for, and how its answers look: what chats and completions have in common."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -53,7 +54,7 @@ class Said:
         self.shown += len(text)
 
 
-class Endpoint:
+class Endpoint(ABC):
     """A request's body, read. Subclasses say how prompts become tokens and what a choice looks like."""
 
     object: ClassVar[str]
@@ -61,37 +62,39 @@ class Endpoint:
     prefix: ClassVar[str]
     param: ClassVar[str]
 
-    def __init__(self, body: ChatRequest | CompletionRequest, words: Tokenization, room: Room) -> None:
+    def __init__(self, body: ChatRequest | CompletionRequest, tokenization: Tokenization, room: Room) -> None:
         self.asked = body
-        self.tokenization = words
+        self.tokenization = tokenization
         self.room = room
         self.choices = body.n or 1
 
     @property
+    @abstractmethod
     def max_tokens(self) -> int | None:
-        raise NotImplementedError
+        """What the body says; None: as many as the context holds."""
 
     @property
+    @abstractmethod
     def logprobs(self) -> int | None:
-        raise NotImplementedError
+        """As `Sampling` takes it."""
 
+    @abstractmethod
     def prompts(self) -> list[list[int]]:
         """Token ids of each prompt. For a thread: long ones take their time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choice(self, index: int, said: Said) -> dict[str, Any]:
         """A whole answer."""
-        raise NotImplementedError
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """What a stream says of a row before its first token."""
         return None
 
+    @abstractmethod
     def piece(
         self, index: int, text: str, token: Token | None, offset: int, reason: str | None
     ) -> dict[str, Any]:
         """A part of a streamed answer. `offset`: characters before it; `reason`: why it is the last."""
-        raise NotImplementedError
 
     def wanted(self) -> list[Wanted]:
         """A row for each prompt and choice, prompt by prompt. ApiError for what does not fit the context."""
