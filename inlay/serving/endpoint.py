@@ -1,4 +1,4 @@
-"""What an endpoint of the API is asked for, and how its answers look: what chats and completions have in common."""
+"""What an endpoint is asked for, and how its answers look: what chats and completions have in common."""
 
 from __future__ import annotations
 
