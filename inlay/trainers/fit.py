@@ -120,6 +120,7 @@ def fit(
     others: Sequence[Adapter] = (),
     start: Start | None = None,
     preparing: Progress | None = None,
+    answering: Progress | None = None,
     progress: StepProgress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Fitted:
@@ -127,7 +128,8 @@ def fit(
 
     `general`: prompts and the base's own answers for KL, replay and early stop; needed where the settings ask
     for one of them. `others`: adapters to which it begins orthogonal. `start`: a version whose weights it
-    goes on from. `preparing`: told of the rows that the method makes out of the data, where that takes long.
+    goes on from. `preparing`: told of the rows that the method makes out of the data, where that takes long;
+    `answering`: of the start's own answers, where it is kept.
     The returned model wraps `base.model`: `release` gives the bare base back, as does any error.
     `checkpoints`: where the run is kept on the way; from the newest it goes on. Without them an interruption
     loses what was done. Raises InputError for a row longer than the context, for a loss that is not finite
@@ -146,7 +148,7 @@ def fit(
     anchor = remembering.anchor
     prepared = method.prepared(base, data, settings, preparing)
     rows = remembering.rows(prepared.rows)
-    parent = start.anchor(base, settings) if start is not None else None
+    parent = start.anchor(base, settings, answering) if start is not None else None
     set_seed(settings.seed)
     steps, keeper = _Steps(progress), Keeper(checkpoints)
     with _hushed():

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
     from inlay.composer.model import ComposedModel
-    from inlay.evals.inference import Base
+    from inlay.evals.inference import Base, Progress
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GROWS = ("rank", "alpha", "target_modules")
@@ -87,6 +87,18 @@ def _named(store: Registry, parent: Mapping[str, Any]) -> Version | None:
 
 def _run(store: Registry, version: Version) -> Mapping[str, Any] | None:
     return kept(version, partial(store.run_of, version))
+
+
+def _prompts_of(version: Version, store: Registry) -> tuple[tuple[Version, tuple[str, ...]], ...]:
+    """`Start.prompts` of a version."""
+    seen: set[str] = set()
+    found = []
+    for each in line_of(version, store)[0]:
+        own = [p for p in (_run(store, each) or {}).get("examples") or () if p not in seen]
+        seen.update(own)
+        if own:
+            found.append((each, tuple(own)))
+    return tuple(found)
 
 
 def tasks_of(line: Sequence[Version], store: Registry) -> tuple[dict[str, str], list[str]]:
@@ -143,8 +155,9 @@ class Start:
     raw: Mapping[str, Any]
     weights: bytes = field(repr=False)
     told: Mapping[str, Any] = field(default_factory=dict)
-    examples: tuple[str, ...] = field(default=(), repr=False)
-    """Prompts that the version was trained on, as its record kept them."""
+    prompts: tuple[tuple[Version, tuple[str, ...]], ...] = field(default=(), repr=False)
+    """Prompts that the versions of its line were trained on, as the records kept them, the first version
+    first; each prompt stands with the first that has it, and versions without any are left out."""
 
     @classmethod
     def of(cls, version: Version, store: Registry, settings: Mapping[str, Any]) -> Start:
@@ -159,11 +172,10 @@ class Start:
         asked = {key: value for key, value in settings.items() if value is not None}
         read = Settings().replaced(**asked)
         told = {key: getattr(read, key) for key in GROWS if key in asked}
-        run = _run(store, version) or {}
-        examples = tuple(run.get("examples") or ())
-        made = cls(version, raw, store.read_file(version, WEIGHTS), told, examples)
+        made = cls(version, raw, store.read_file(version, WEIGHTS), told, _prompts_of(version, store))
         made._refuse_shrinking()
-        made._refuse_others(read, [key for key in STAYS if key in asked], run.get("settings") or {})
+        recorded = (_run(store, version) or {}).get("settings") or {}
+        made._refuse_others(read, [key for key in STAYS if key in asked], recorded)
         return made
 
     def _refuse_others(self, read: Settings, asked: Sequence[str], recorded: Mapping[str, Any]) -> None:
@@ -303,17 +315,21 @@ class Start:
             place[part] = tensor.to(place.device, place.dtype)
         set_peft_model_state_dict(model, fresh)
 
-    def anchor(self, base: Base, settings: Settings) -> ParentAnchor | None:
-        """What holds the training to the version's own answers; None where `keep_parent` is 0. Before the
-        base has its adapter on."""
-        if settings.keep_parent == 0:
-            return None
-        if not self.examples:
+    def refuse_keeping_nothing(self) -> None:
+        """InputError where no record of the line kept prompts to hold a training to."""
+        if not self.prompts:
             raise InputError(
                 f"keeping a parent asks it prompts that it was trained on, and {self.version.ref} has none "
                 "in its record",
                 fix="leave --keep-parent away",
             )
+
+    def anchor(self, base: Base, settings: Settings, progress: Progress | None = None) -> ParentAnchor | None:
+        """What holds the training to the version's own answers, to the prompts of all of its line; None where
+        `keep_parent` is 0. Before the base has its adapter on."""
+        if settings.keep_parent == 0:
+            return None
+        self.refuse_keeping_nothing()
         from inlay.composer.alone import put_on, twin_of
         from inlay.evals.inference import Chat
         from inlay.trainers.anchor import Anchor
@@ -323,11 +339,11 @@ class Start:
         learned = teacher.active_peft_config.is_prompt_learning
         chat = Chat(base, model=teacher)
         chat.batch_tokens = 1 if learned else chat.batch_tokens
-        prompts = list(self.examples)
+        prompts = [prompt for _, of_one in self.prompts for prompt in of_one]
         anchor = Anchor(
             base.tokenizer,
             prompts,
-            chat.generate(prompts, max_new_tokens=ANSWER_TOKENS),
+            chat.generate(prompts, max_new_tokens=ANSWER_TOKENS, progress=progress),
             rows=settings.kl_batch_size,
             prompt_weight=settings.kl_prompt,
             seed=settings.seed,
@@ -338,8 +354,8 @@ class Start:
 
 
 class ParentAnchor(TrainerCallback):
-    """KL(parent ‖ adapted), weighted, on prompts that the parent was trained on and its own answers. A
-    callback only so that a run that is taken up goes on drawing where it stopped."""
+    """KL(parent ‖ adapted), weighted, on prompts that its line was trained on and its own answers. A callback
+    only so that a run that is taken up goes on drawing where it stopped."""
 
     def __init__(self, anchor: Any, weight: float) -> None:
         self.anchor = anchor

@@ -264,6 +264,12 @@ def _planned(
     run["orthogonal_to"] = [each.digest for each in others]
     if parent is not None:
         run["parent"] = {"ref": parent.ref, "digest": parent.digest}
+        if begin is not None and chosen.keep_parent > 0:
+            begin.refuse_keeping_nothing()
+            run["parent"]["kept"] = [
+                {"ref": each.ref, "digest": each.digest, "prompts": len(prompts)}
+                for each, prompts in begin.prompts
+            ]
     if held is not None:
         run["held_out"] = declared(held, dataset)
     return _Plan(
@@ -299,6 +305,7 @@ def _registered(
             others=[read_adapter(each, store=plan.store) for each in plan.others],
             start=plan.start,
             preparing=(lambda d, n: say("the base's own wording of the answers", d, n)) if say else None,
+            answering=(lambda d, n: say("what the parent answers", d, n)) if say else None,
             progress=(lambda d, n, row: say(f"training {plan.name}, {_figures(row)}", d, n)) if say else None,
             checkpoints=checkpoints,
         )

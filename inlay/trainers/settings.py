@@ -130,7 +130,8 @@ class Settings:
     )
     keep_parent: float = setting(
         0.0,
-        "With --from: weight of KL(that version ‖ adapted) on prompts it was trained on and its own answers.",
+        "With --from: weight of KL(that version ‖ adapted) on its own answers to prompts that it, and the "
+        "versions it went on from, were trained on.",
         least=0,
     )
     orthogonal_penalty: float = setting(

@@ -239,8 +239,8 @@ def test_a_kept_parent_is_left_less(base: Base, store: Registry, tmp_path: Path)
     """With `keep_parent` the answers on the parent's prompts stay nearer to the parent's, by the naive
     divergence."""
     version = registered(base, store, tmp_path / "adapter", max_steps=20, target_modules=TARGETS)
-    examples = Start.of(version, store, {}).examples
-    assert len(examples) == 3
+    ((of_whom, examples),) = Start.of(version, store, {}).prompts
+    assert of_whom == version and len(examples) == 3
     teacher = put_on_twin(
         twin_of(base.model), {n: store.read_file(version, n) for n in (CONFIG, WEIGHTS)}, version.ref
     )
@@ -264,6 +264,36 @@ def test_a_kept_parent_is_left_less(base: Base, store: Registry, tmp_path: Path)
         return total / len(ids)
 
     assert moved(5.0) < 0.5 * moved(0.0)
+
+
+def test_what_is_kept_is_the_whole_line(base: Base, store: Registry, small: Suite) -> None:
+    """Prompts of every version before it, each once; the record says how many of which, and the training
+    draws from all of them."""
+    shape: dict[str, Any] = {"kl": 0.0, "max_steps": 2, "target_modules": TARGETS}
+    train(base, store, "ticket-queue", small, name="legal", **shape)
+    later: dict[str, Any] = {**shape, "target_modules": None, "rank": None, "alpha": None}
+    train(base, store, "order-slip", small, start="legal@v1", data=data("order-slip", 20), **later)
+    both = [*data("ticket-queue", 24)[:2], *data("case-card", 10)]
+    third = train(base, store, "case-card", small, start="legal@v2", data=both, **later)
+
+    prompts = {
+        ref: set(store.run_of(store.resolve(ref))["examples"]) for ref in ("legal@v1", "legal@v2", "legal@v3")
+    }
+    shared = prompts["legal@v1"] & prompts["legal@v3"]
+    assert len(shared) == 2
+    start = Start.of(third.version, store, {})
+    assert {version.ref: set(found) for version, found in start.prompts} == {
+        **prompts,
+        "legal@v3": prompts["legal@v3"] - shared,
+    }
+    anchor = start.anchor(base, Settings().replaced(keep_parent=1.0)).anchor
+    assert len(anchor.pairs) == len(set().union(*prompts.values()))
+
+    fourth = train(base, store, "ticket-queue", small, start="legal@v3", keep_parent=1.0, **later)
+    assert fourth.run["parent"]["kept"] == [
+        {"ref": version.ref, "digest": version.digest, "prompts": len(found)}
+        for version, found in start.prompts
+    ]
 
 
 def test_taken_up_again_it_has_the_bits_of_one_that_never_stopped(
@@ -303,6 +333,9 @@ def test_what_nothing_goes_on_from(base: Base, store: Registry, tmp_path: Path, 
         train(base, store, "ticket-queue", small, name="legal", keep_parent=1.0)
     with pytest.raises(InputError, match="the name is not given"):
         train(base, store, "ticket-queue", small)
+    silent = store.add("silent", tmp_path / "adapter", base=base.fingerprint)
+    with pytest.raises(InputError, match="silent@v1 has none in its record"):
+        train(base, store, "ticket-queue", small, start=silent, keep_parent=1.0)
     store.yank("legal@v1", why="wrong clauses")
     with pytest.raises(InputError, match="legal@v1 was yanked"):
         train(base, store, "ticket-queue", small, start="legal@v1")
