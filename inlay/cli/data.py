@@ -59,11 +59,13 @@ def check_verb(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Find what is wrong with training data. Exit code 1 for errors, 0 for warnings only.
+    """Find what is wrong with training data: prompts and answers, preference pairs, or raw text. Exit code 1
+    for errors, 0 for warnings only.
 
     Errors, for which `inlay train` refuses: lines that are no row, empty ones, rows marked as not to be
     trained on, rows that do not fit, prompts that stand in a suite. Warnings: duplicates, conflicting and
-    rare answers, broken JSON, one wording only, outliers, wrong decoding, personal data.
+    rare answers, opposed preferences, broken JSON, one wording only, boilerplate, outliers, wrong decoding,
+    personal data.
 
     \b
     Example:

@@ -76,9 +76,17 @@ def _first(source: str | Path | Sequence[Any]) -> tuple[str, Any]:
     path = Path(source)
     lines = lines_of(path)
     where = f"{path}, line 1"
-    if not lines or (path.suffix != ".jsonl" and not _is_object(lines[0])):
-        return where, lines[0] if lines else None
-    return where, parsed(lines[0], where)
+    if path.suffix == ".jsonl" and lines:
+        return where, parsed(lines[0], where)
+    return where, first_row(path, lines)
+
+
+def first_row(path: Path, lines: Sequence[str]) -> Any:
+    """The first row of a file that is one: an object, or the first line of plain text; None where no line of
+    a JSONL file is an object."""
+    if path.suffix != ".jsonl" and not (lines and _is_object(lines[0])):
+        return lines[0] if lines else None
+    return next((json.loads(line) for line in lines if _is_object(line)), None)
 
 
 def _is_object(line: str) -> bool:

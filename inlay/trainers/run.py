@@ -241,7 +241,7 @@ def _planned(
         raise InputError("a run declares at least one general suite to be judged on", fix=f"leave {GENERAL}")
     prompts = read_prompts(general_prompts)
     refuse_overlap(prompts, generals)
-    findings = refuse_bad_data(given, against=targets) if isinstance(given, Dataset) else ()
+    findings = refuse_bad_data(given, against=targets)
     if say is not None:
         for each in findings:
             say(f"note: {each.sentence()}", 1, 1)

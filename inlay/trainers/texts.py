@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from inlay.trainers.provenance import NOTHING, Provenance, beside
 LAYOUT = '{"text": …}'
 BEGINNING = 400
 """Characters of a document that stand for it."""
-_BLANK = re.compile(r"\n[^\S\n]*\n\s*")
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,22 @@ def read_texts(source: str | Path | Sequence[Any], *, name: str | None = None) -
             documents = [document_of(row, f"{path}, line {n}") for n, row in enumerate(rows, 1)]
             stated = tuple(Provenance.of(row).over(file) for row in rows)
         else:
-            whole = "\n".join(line.removesuffix("\r") for line in lines)
-            documents = [part.strip() for part in _BLANK.split(whole) if part.strip()]
+            documents = [document for _, document in documents_in(lines)]
             stated = (file,) * len(documents)
     if not documents:
         raise InputError(f"raw text must hold at least one document, and {name or 'the list'} holds none")
     return Texts(name or "texts", tuple(documents), stated)
+
+
+def documents_in(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """(number of its first line, from 1; document) of plain text, blank lines between documents."""
+    held: list[str] = []
+    for number, line in enumerate([*lines, ""], 1):
+        if line.strip():
+            held.append(line)
+        elif held:
+            yield number - len(held), "\n".join(part.removesuffix("\r") for part in held).strip()
+            held = []
 
 
 def document_of(row: dict[str, Any], where: str) -> str:
@@ -94,8 +102,10 @@ def document_of(row: dict[str, Any], where: str) -> str:
             fix=f"write {LAYOUT}, or train on prompts and answers with --method sft",
         )
     text = row["text"]
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{where}: text must be a string with something in it, and is {text!r:.40}")
+    if not isinstance(text, str):
+        raise InputError(f"{where}: text must be a string, and is a {type(text).__name__}")
+    if not text.strip():
+        raise InputError(f"{where}: the text is empty", fix="remove the row")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError(f"{where}: text holds half of a surrogate pair, which is no text")
     return text.strip()

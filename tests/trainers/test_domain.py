@@ -56,8 +56,8 @@ def test_documents_of_a_text_file_stand_between_blank_lines(tmp_path: Path) -> N
     ("text", "says"),
     [
         ('{"text": "a"}\n{"txt": "b"}\n', "line 2 must have text, and has txt"),
-        ('{"text": " "}\n', "line 1: text must be a string with something in it"),
-        ('{"text": 3}\n', "line 1: text must be a string with something in it, and is 3"),
+        ('{"text": " "}\n', "line 1: the text is empty"),
+        ('{"text": 3}\n', "line 1: text must be a string, and is a int"),
         ('{"text": "\\ud800"}\n', "line 1: text holds half of a surrogate pair"),
         ("", "must hold at least one document"),
     ],

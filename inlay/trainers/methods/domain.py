@@ -151,9 +151,17 @@ def packs_exactly(model: Any, rows: Sequence[dict[str, Any]]) -> bool:
 
 def figures(chat: Chat, data: Texts) -> list[tuple[float, int]]:
     """(nats, tokens that were predicted) of each document."""
+    return likelihoods(chat, list(data))
+
+
+def likelihoods(
+    chat: Chat, documents: Sequence[str], progress: Progress | None = None
+) -> list[tuple[float, int]]:
+    """(nats, tokens that were predicted) of each document, in pieces of the context. `progress` counts
+    pieces."""
     block = getattr(chat.model.config, "max_position_embeddings", None) or 1 << 12
-    parts = [pieces(chat.tokenizer, text, block) for text in data]
-    found = iter(chat.text_likelihoods([piece for each in parts for piece in each]))
+    parts = [pieces(chat.tokenizer, text, block) for text in documents]
+    found = iter(chat.text_likelihoods([piece for each in parts for piece in each], progress=progress))
     sums = [[next(found) for _ in each] for each in parts]
     return [(math.fsum(nats for nats, _ in each), sum(n for _, n in each)) for each in sums]
 

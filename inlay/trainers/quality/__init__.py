@@ -2,8 +2,9 @@
 
 data_check.py     `check` for a person, `refuse_bad_data` for a run
 finding.py        one thing found: level, kind, lines, what to do
-material.py       what is looked at: the rows as far as they can be read, and what was measured
-defects/          the kinds of defects, one a file, all in `DEFECTS`
+material.py       what is looked at: the rows as far as they can be read
+measuring.py      what a base says of them: tokens and likelihoods
+defects/          the kinds of defects, all in `DEFECTS`, by what a row is
 figures.py        the file in numbers
 wordings.py       how requests are worded
 similar.py        texts that are nearly the same, by MinHash

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from inlay.trainers.quality.defects.preferences import longer_share
 from inlay.trainers.quality.material import Material
 from inlay.trainers.quality.wordings import effective, wordings
 
@@ -41,9 +42,11 @@ class Wording:
 
 @dataclass(frozen=True)
 class Figures:
-    """`lines`: of the file; `rows`: that could be read; `words`: of the answers; `tokens`: of rows, prompt
-    and answer, and `limit` of them; `nats`: mean negative log-likelihood a token of the answers under the
-    base; `classes`: rows of each, the commonest first, where the answers are classes."""
+    """`lines`: of the file, or documents of raw text; `rows`: that could be read; `words`: of the answers, of
+    pairs the chosen ones, or of the documents; `tokens`: of rows, prompt and answer, the longer one of a
+    pair, and `limit` of them; `nats`: mean negative log-likelihood a token of the answers or documents under
+    the base; `classes`: rows of each, the commonest first, where the answers are classes; `longer`: share of
+    the pairs whose chosen answer has more words than the other."""
 
     lines: int
     rows: int
@@ -53,25 +56,27 @@ class Figures:
     tokens: Quantiles | None
     limit: int | None
     nats: Quantiles | None
+    longer: float | None = None
 
     @classmethod
     def of(cls, material: Material) -> Figures:
         """The numbers of what a check looked at."""
-        classes = material.classes
+        classes = material.classes if material.reads == "rows" else None
         return cls(
             lines=len(material),
             rows=len(material.rows),
-            words=Quantiles.of([len(row.answer.split()) for row in material.rows]),
+            words=Quantiles.of([len((row.answer or row.prompt).split()) for row in material.rows]),
             wording=_wording(material),
             classes=tuple(classes.most_common()) if classes is not None else None,
             tokens=Quantiles.of(material.tokens or ()),
             limit=material.limit,
             nats=Quantiles.of(material.nats or ()),
+            longer=longer_share(material) if material.reads == "pairs" else None,
         )
 
 
 def _wording(material: Material) -> Wording | None:
-    if not material.rows:
+    if not material.rows or material.reads == "texts":
         return None
     counted = wordings(material)
     commonest, count = counted.most_common(1)[0]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inlay.errors import InputError
 from inlay.evals.contamination import normalised
 from inlay.trainers.data import Dataset, Example, example_of, lines_of, parsed
+from inlay.trainers.pairs import Pairs, pair_of
 from inlay.trainers.provenance import NOTHING, Provenance, beside
 from inlay.trainers.quality.similar import TEMPLATED, same_numbers, shingles, similar, telling
+from inlay.trainers.reading import Data, first_row, layout_of
+from inlay.trainers.texts import Texts, document_of, documents_in
 
 if TYPE_CHECKING:
     from inlay.evals.suites import Suite
@@ -26,6 +29,11 @@ sums have rare results by nature."""
 CLASS_WORDS = 8
 NUMBERS = 12
 MOSTLY = 0.98
+NOUNS = {"rows": ("row", "rows"), "pairs": ("pair", "pairs"), "texts": ("document", "documents")}
+"""What one is called, and several."""
+EVERYWHERE, EVERYWHERE_LEAST, LINE_WORDS = 0.1, 5, 4
+"""Lines of so many words stand everywhere in raw text where this share of the documents, and so many, have
+them: headers, footers, menus."""
 SHARED, SHARED_ROWS, LINES = 0.02, 3, 12
 """First or last lines are an instruction where this share of the rows, and so many, have them; at most
 `LINES` lines."""
@@ -34,12 +42,14 @@ SHARED, SHARED_ROWS, LINES = 0.02, 3, 12
 @dataclass(frozen=True)
 class Row:
     """One line that could be read. `instruction`: the first lines of what the user said, or the last ones,
-    where many rows share them and others follow; None where there are none such."""
+    where many rows share them and others follow; None where there are none such. A pair's answer is the
+    chosen one, with `rejected` beside it; a document is a prompt without an answer."""
 
     line: int
     example: Example
     stated: Provenance = NOTHING
     instruction: str | None = None
+    rejected: str | None = None
 
     @property
     def answer(self) -> str:
@@ -62,6 +72,11 @@ class Row:
             return self.example.prompt
         return "\n".join(f"{role}: {content}" for role, content in self.example.prompt)
 
+    @property
+    def said(self) -> str:
+        """All of its text, for what may stand anywhere in it."""
+        return "\n".join(part for part in (self.prompt, self.answer, self.rejected) if part)
+
     @cached_property
     def plain(self) -> str:
         """The prompt without case, punctuation and white space."""
@@ -81,6 +96,7 @@ class Unread:
 class Material:
     """Everything that a kind of defect may look at.
 
+    `reads`: what a row is, "rows", "pairs" or "texts", as the training methods call it.
     `suites`: what the rows must not be in; `limit`: tokens that a row may have, prompt and answer;
     `tokens`: how many each row has, and `nats`: the base's mean negative log-likelihood a token of each
     answer given its prompt, in nats; None where nothing was measured, NaN in `nats` for a row that does not
@@ -95,10 +111,16 @@ class Material:
     tokens: tuple[int, ...] | None = None
     nats: tuple[float, ...] | None = None
     file: Provenance = field(default=NOTHING)
+    reads: str = "rows"
 
     def __len__(self) -> int:
-        """Lines of the file, read or not."""
+        """Rows of the file, read or not."""
         return len(self.rows) + len(self.unread)
+
+    def many(self, count: int, one: str, more: str) -> str:
+        """`1 row is`, `2 documents are`: what the file holds, before `one` or `more`."""
+        noun, nouns = NOUNS[self.reads]
+        return f"{count:,} {noun} {one}" if count == 1 else f"{count:,} {nouns} {more}"
 
     @cached_property
     def classes(self) -> Counter[str] | None:
@@ -132,14 +154,27 @@ class Material:
         return len({n for i, j, _ in self.similar_pairs for n in (i, j)}) > TEMPLATED * len(self.rows)
 
     @cached_property
+    def everywhere(self) -> Counter[str]:
+        """In how many documents each line stands that stands everywhere in raw text."""
+        counted = Counter(
+            line
+            for row in self.rows
+            for line in {line.strip() for line in row.prompt.split("\n")}
+            if len(normalised(line).split()) >= LINE_WORDS
+        )
+        enough = max(EVERYWHERE_LEAST, EVERYWHERE * len(self.rows))
+        return Counter({line: count for line, count in counted.items() if count >= enough})
+
+    @cached_property
     def words(self) -> Counter[str]:
         """In how many rows each word of the prompts' own content stands, normalised."""
         return Counter(word for row in self.rows for word in set(normalised(row.content).split()))
 
 
 def read_material(source: str | Path) -> Material:
-    """All lines of a JSONL file; what cannot be read is kept with the reason. InputError only where there is
-    no file, it is not UTF-8, it holds no line, or the file beside it is broken."""
+    """All rows of a file, of the kind that its first one is; what cannot be read is kept with the reason.
+    InputError only where there is no file, it is not UTF-8, it holds no line, or the file beside it is
+    broken."""
     path = Path(source)
     if path.is_dir():
         raise InputError(f"training data must be a JSONL file, and {path} is a folder", fix="name the file")
@@ -147,28 +182,33 @@ def read_material(source: str | Path) -> Material:
     if not lines:
         raise InputError(f"training data must hold at least one row, and {path} holds none")
     file = beside(path)
+    reads = layout_of(first_row(path, lines)) or "rows"
+    if reads == "texts" and path.suffix != ".jsonl":
+        documents = [(number, _read(text, reads), file) for number, text in documents_in(lines)]
+        return Material(path.name, _rows(documents), file=file, reads=reads)
     read, unread = [], []
     for number, line in enumerate(lines, 1):
         try:
             row = parsed(line, "line")
-            read.append((number, example_of(row, "line"), Provenance.of(row).over(file)))
+            read.append((number, _READERS[reads](row), Provenance.of(row).over(file)))
         except InputError as error:
-            why = error.message.removeprefix("line").lstrip(": ")
+            why = error.message.removeprefix("line").lstrip(",: ")
             unread.append(Unread(number, why, empty="is empty" in why))
-    return Material(path.name, _rows(read), tuple(unread), file=file)
+    return Material(path.name, _rows(read), tuple(unread), file=file, reads=reads)
 
 
-def material_of(dataset: Dataset) -> Material:
-    """Rows that were read already; a row's number is its line, since a dataset leaves out none."""
-    stated: Sequence[Provenance] = dataset.stated or [NOTHING] * len(dataset)
-    numbers = range(1, len(dataset) + 1)
-    return Material(dataset.name, _rows(list(zip(numbers, dataset, stated, strict=True))))
+def material_of(data: Data) -> Material:
+    """Rows that were read already; a row's number is its line, since no reader leaves one out."""
+    stated: Sequence[Provenance] = data.stated or [NOTHING] * len(data)
+    reads = {Dataset: "rows", Pairs: "pairs", Texts: "texts"}[type(data)]
+    numbers = range(1, len(data) + 1)
+    read = [(n, _read(row, reads), said) for n, row, said in zip(numbers, data, stated, strict=True)]
+    return Material(data.name, _rows(read), reads=reads)
 
 
 def contents(texts: Sequence[str]) -> list[str]:
     """What is each text's own, as `Row.content`: without first or last lines that many of them share."""
-    examples = [(0, Example(text, ""), NOTHING) for text in texts]
-    return [row.content for row in _rows(examples)]
+    return [row.content for row in _rows([(0, (Example(text, ""), None), NOTHING) for text in texts])]
 
 
 def numbered(rows: Iterable[Row]) -> tuple[int, ...]:
@@ -176,9 +216,28 @@ def numbered(rows: Iterable[Row]) -> tuple[int, ...]:
     return tuple(sorted(row.line for row in rows))
 
 
-def _rows(read: Sequence[tuple[int, Example, Provenance]]) -> tuple[Row, ...]:
-    instructions = _instructions([example.text for _, example, _ in read])
-    return tuple(Row(*each, instruction) for each, instruction in zip(read, instructions, strict=True))
+Told = tuple[Example, str | None]
+"""What of a line becomes a `Row`: its prompt and answer, and a pair's rejected answer."""
+
+_READERS: dict[str, Callable[[dict[str, Any]], Told]] = {
+    "rows": lambda row: _read(example_of(row, "line"), "rows"),
+    "pairs": lambda row: _read(pair_of(row, "line"), "pairs"),
+    "texts": lambda row: _read(document_of(row, "line"), "texts"),
+}
+
+
+def _read(row: Any, reads: str) -> Told:
+    if reads == "rows":
+        return row, None
+    return (Example(row, ""), None) if reads == "texts" else (Example(row.prompt, row.chosen), row.rejected)
+
+
+def _rows(read: Sequence[tuple[int, Told, Provenance]]) -> tuple[Row, ...]:
+    instructions = _instructions([example.text for _, (example, _), _ in read])
+    return tuple(
+        Row(number, example, stated, instruction, rejected)
+        for (number, (example, rejected), stated), instruction in zip(read, instructions, strict=True)
+    )
 
 
 def _instructions(texts: Sequence[str]) -> list[str | None]:

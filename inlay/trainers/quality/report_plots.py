@@ -13,7 +13,7 @@ COLOUR, MARK = "#0072b2", "#d55e00"
 
 
 def histogram(
-    values: Sequence[float], label: str, *, limit: float | None = None, named: str = ""
+    values: Sequence[float], label: str, *, limit: float | None = None, named: str = "", counted: str = "rows"
 ) -> str | None:
     """How often values occur; `limit` is drawn as a line under its name. None where there are no values."""
     held = [value for value in values if math.isfinite(value)]
@@ -36,7 +36,7 @@ def histogram(
             color="#b04a00",
         )
     axes.set_xlabel(label)
-    axes.set_ylabel("rows")
+    axes.set_ylabel(counted)
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.7)
     axes.locator_params(axis="y", integer=True)
     return address_of(figure)

@@ -8,8 +8,11 @@ from inlay.registry.printable import printable
 from inlay.trainers.quality.data_check import DataCheck
 from inlay.trainers.quality.figures import Figures, Quantiles
 from inlay.trainers.quality.finding import Finding, shortened
+from inlay.trainers.quality.material import NOUNS
 
 CLASSES_NAMED = 5
+SCORED = {"rows": "an answer", "pairs": "a chosen answer", "texts": "a document"}
+"""What words are counted and likelihoods are measured of."""
 
 
 def report_text(found: DataCheck, *, width: int = 80) -> str:
@@ -26,16 +29,20 @@ def report_text(found: DataCheck, *, width: int = 80) -> str:
 def figure_lines(found: DataCheck) -> list[str]:
     """The numbers, a sentence each."""
     figures = found.figures
-    lines = [f"{figures.rows:,} rows could be read"]
+    row, rows = NOUNS[found.reads]
+    scored = SCORED[found.reads]
+    lines = [f"{figures.rows:,} {rows} could be read"]
     if figures.words:
-        lines.append(f"words of an answer: {_quantiles(figures.words, 0)}")
+        lines.append(f"words of {scored}: {_quantiles(figures.words, 0)}")
     if figures.tokens:
         fit = f", {figures.limit:,} fit" if figures.limit else ""
-        lines.append(f"tokens of a row: {_quantiles(figures.tokens, 0)}{fit}")
+        lines.append(f"tokens of a {row}: {_quantiles(figures.tokens, 0)}{fit}")
     if figures.nats:
         lines.append(
-            f"nats a token of an answer under {printable(found.base or '')}: {_quantiles(figures.nats, 2)}"
+            f"nats a token of {scored} under {printable(found.base or '')}: {_quantiles(figures.nats, 2)}"
         )
+    if figures.longer is not None:
+        lines.append(f"the longer answer is preferred in {100 * figures.longer:.0f}%")
     if figures.wording and figures.rows > 1:
         wording = figures.wording
         lines.append(

@@ -1,11 +1,11 @@
-"""Kinds of defects of training data, one a file, each a function `Material -> list[Finding]`.
+"""Kinds of defects of training data, each a function `Material -> list[Finding]`.
 
-A new one is a function in a file of its own and its name in `DEFECTS`.
+A new one is a function in a file here, and its name in `DEFECTS` under what data may have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from inlay.trainers.quality.defects.broken_json import broken_json
 from inlay.trainers.quality.defects.classes import classes
@@ -19,6 +19,8 @@ from inlay.trainers.quality.defects.leaks import leaks
 from inlay.trainers.quality.defects.monotony import monotony
 from inlay.trainers.quality.defects.near_duplicates import near_duplicates
 from inlay.trainers.quality.defects.personal import personal
+from inlay.trainers.quality.defects.preferences import alike, one_sided, opposed
+from inlay.trainers.quality.defects.raw_text import boilerplate, near_documents, questions
 from inlay.trainers.quality.defects.style import style
 from inlay.trainers.quality.defects.surprisal import surprisal
 from inlay.trainers.quality.defects.too_long import too_long
@@ -28,22 +30,56 @@ from inlay.trainers.quality.material import Material
 
 Defect = Callable[[Material], list[Finding]]
 
-DEFECTS: tuple[Defect, ...] = (
-    form,
-    empty,
-    forbidden,
-    too_long,
-    leaks,
-    duplicates,
-    near_duplicates,
-    conflicts,
-    classes,
-    broken_json,
-    monotony,
-    style,
-    surprisal,
-    encoding,
-    personal,
-    unstated,
-)
-"""All of them, in the order of reports."""
+DEFECTS: Mapping[str, tuple[Defect, ...]] = {
+    "rows": (
+        form,
+        empty,
+        forbidden,
+        too_long,
+        leaks,
+        duplicates,
+        near_duplicates,
+        conflicts,
+        classes,
+        broken_json,
+        monotony,
+        style,
+        surprisal,
+        encoding,
+        personal,
+        unstated,
+    ),
+    "pairs": (
+        form,
+        empty,
+        forbidden,
+        too_long,
+        leaks,
+        duplicates,
+        near_duplicates,
+        opposed,
+        alike,
+        one_sided,
+        broken_json,
+        monotony,
+        style,
+        surprisal,
+        encoding,
+        personal,
+        unstated,
+    ),
+    "texts": (
+        form,
+        empty,
+        forbidden,
+        questions,
+        duplicates,
+        near_documents,
+        boilerplate,
+        surprisal,
+        encoding,
+        personal,
+        unstated,
+    ),
+}
+"""What a row is -> all of them, in the order of reports."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from inlay.trainers.quality.finding import Finding, many
 from inlay.trainers.quality.material import Material
 
+PARTS = ("answer", "prompt", "text", "line")
+"""What may be empty, a line as a whole last."""
+
 
 def empty(material: Material) -> list[Finding]:
-    """An error for empty lines, prompts and answers."""
+    """An error for empty lines, prompts, answers and documents."""
     bad = [each for each in material.unread if each.empty]
     if not bad:
         return []
-    whats = ("the answer is empty", "the prompt is empty", "is empty")
-    kinds = {what: [each.line for each in bad if each.why.startswith(what)] for what in whats}
-    named = ("answer", "prompt", "line")
-    said = [
-        many(len(lines), name, f"{name}s") for name, lines in zip(named, kinds.values(), strict=True) if lines
-    ]
+    counted = Counter(_part(each.why) for each in bad)
+    said = [many(counted[part], part, f"{part}s") for part in PARTS if counted[part]]
     return [
         Finding(
             "error",
@@ -26,3 +27,7 @@ def empty(material: Material) -> list[Finding]:
             tuple(each.line for each in bad),
         )
     ]
+
+
+def _part(why: str) -> str:
+    return next((part for part in PARTS if f"the {part} is empty" in why), PARTS[-1])

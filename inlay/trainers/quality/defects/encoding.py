@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from inlay.trainers.quality.finding import Finding, many, shortened
+from inlay.trainers.quality.finding import Finding, shortened
 from inlay.trainers.quality.material import Material
 
 # UTF-8 read as Latin-1 or Windows-1252 ("Ã©", "â€™"), the mark of what could not be read, control characters.
@@ -13,14 +13,14 @@ _GARBLED = re.compile("[ÂÃ][\u0080-\u00bf]|â€[\u0080-\u009f“”™˜œ¦�
 
 def encoding(material: Material) -> list[Finding]:
     """A warning for rows with the traces of a wrong decoding, or control characters."""
-    bad = [(row, found) for row in material.rows if (found := _GARBLED.search(f"{row.prompt}\n{row.answer}"))]
+    bad = [(row, found) for row in material.rows if (found := _GARBLED.search(row.said))]
     if not bad:
         return []
     return [
         Finding(
             "warning",
             "encoding",
-            f"{many(len(bad), 'row was decoded wrongly or holds', 'rows were decoded wrongly or hold')} "
+            f"{material.many(len(bad), 'was decoded wrongly or holds', 'were decoded wrongly or hold')} "
             "control characters",
             "read their source again as UTF-8",
             tuple(row.line for row, _ in bad),

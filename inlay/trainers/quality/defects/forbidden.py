@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from inlay.trainers.quality.finding import Finding, many, shortened
+from inlay.trainers.quality.finding import Finding, shortened
 from inlay.trainers.quality.material import Material, numbered
 
 
@@ -19,9 +19,9 @@ def forbidden(material: Material) -> list[Finding]:
         Finding(
             "error",
             "forbidden",
-            f"{many(len(bad), 'row is', 'rows are')} marked as not to be trained on",
+            f"{material.many(len(bad), 'is', 'are')} marked as not to be trained on",
             "remove them; only who set the mark may take it away",
             numbered(bad),
-            tuple(f"{shortened(mark)}: {many(count, 'row', 'rows')}" for mark, count in marks.most_common(3)),
+            tuple(f"{shortened(mark)}: {count:,}" for mark, count in marks.most_common(3)),
         )
     ]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 
 from inlay.evals.contamination import normalised
-from inlay.trainers.quality.finding import Finding, many, shortened
+from inlay.trainers.quality.finding import Finding, shortened
 from inlay.trainers.quality.material import Material, Row
 from inlay.trainers.quality.similar import same_numbers, shingles, similarity
 
@@ -41,7 +41,7 @@ def near_duplicates(material: Material) -> list[Finding]:
         Finding(
             "warning",
             "near-duplicate",
-            f"{many(len(near), 'row is', 'rows are')} nearly the same as an earlier one",
+            f"{material.many(len(near), 'is', 'are')} nearly the same as an earlier one",
             "look at them, and keep one of each",
             tuple(lines),
             tuple(

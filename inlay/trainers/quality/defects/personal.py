@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from inlay.trainers.quality.finding import Finding, many
+from inlay.trainers.quality.finding import Finding
 from inlay.trainers.quality.material import Material
 from inlay.trainers.quality.personal_data import personal_data
 
@@ -17,7 +17,7 @@ def personal(material: Material) -> list[Finding]:
     lines: dict[str, list[int]] = defaultdict(list)
     examples: dict[str, str] = {}
     for row in material.rows:
-        for kind, text in personal_data(f"{row.prompt}\n{row.answer}"):
+        for kind, text in personal_data(row.said):
             if row.line not in lines[kind][-1:]:
                 lines[kind].append(row.line)
             examples.setdefault(kind, f"line {row.line}: {_masked(text)}")
@@ -25,7 +25,7 @@ def personal(material: Material) -> list[Finding]:
         Finding(
             "warning",
             "personal",
-            f"likely {kind} in {many(len(found), 'row', 'rows')}",
+            f"likely {kind} in {material.many(len(found), '', '').strip()}",
             FIX,
             tuple(found),
             (examples[kind],),

@@ -1,4 +1,4 @@
-"""Answers that the base finds far less likely than the others: garbage, another language, a broken row."""
+"""What the base finds far less likely than the others: garbage, another language, a broken row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 
-from inlay.trainers.quality.finding import Finding, many, shortened
+from inlay.trainers.quality.finding import Finding, shortened
 from inlay.trainers.quality.material import Material, Row
 from inlay.trainers.quality.spread import robust_z
 
@@ -20,8 +20,8 @@ OF_A_CLASS = 10
 
 
 def surprisal(material: Material) -> list[Finding]:
-    """A warning for answers whose mean negative log-likelihood a token, given the prompt, is far above the
-    file's. Only where it was measured."""
+    """A warning for rows whose mean negative log-likelihood a token, of the answer given the prompt or of the
+    document, is far above the file's. Only where it was measured."""
     if material.nats is None:
         return []
     known = [
@@ -38,11 +38,11 @@ def surprisal(material: Material) -> list[Finding]:
         Finding(
             "warning",
             "surprisal",
-            f"{many(len(bad), 'answer surprises', 'answers surprise')} the base far more than the others",
+            f"{material.many(len(bad), 'surprises', 'surprise')} the base far more than the others",
             "read them: they may be garbage, in another language, or to another prompt",
             tuple(sorted(row.line for _, row, _ in bad)),
             tuple(
-                f"line {row.line}, {nats:.1f} nats a token: {shortened(row.answer)}"
+                f"line {row.line}, {nats:.1f} nats a token: {shortened(row.answer or row.prompt)}"
                 for _, row, nats in bad[:3]
             ),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inlay.trainers.quality.finding import Finding, many
+from inlay.trainers.quality.finding import Finding
 from inlay.trainers.quality.material import Material
 
 
@@ -20,7 +20,7 @@ def too_long(material: Material) -> list[Finding]:
         Finding(
             "error",
             "too-long",
-            f"{many(len(bad), 'row has', 'rows have')} more than the {limit:,} tokens that fit",
+            f"{material.many(len(bad), 'has', 'have')} more than the {limit:,} tokens that fit",
             "shorten or split them, or raise --max-length where the base's context allows it",
             tuple(line for line, _ in bad),
             (f"line {longest[0]} has {longest[1]:,} tokens",),

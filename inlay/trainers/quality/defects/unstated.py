@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inlay.trainers.quality.finding import Finding, many
+from inlay.trainers.quality.finding import Finding
 from inlay.trainers.quality.material import Material, numbered
 
 
@@ -20,7 +20,7 @@ def unstated(material: Material) -> list[Finding]:
                 f"no-{key}",
                 f"no {key} stated"
                 if everywhere
-                else f"{many(len(missing), 'row has', 'rows have')} no {key} stated",
+                else f"{material.many(len(missing), 'has', 'have')} no {key} stated",
                 f"write it into the rows, or into {material.name}.meta.json beside them",
                 () if everywhere else numbered(missing),
             )
