@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from inlay.cli.console import common, emit, open_store, table, width
+from inlay.errors import InputError
 
 if TYPE_CHECKING:
     from inlay.registry import Event, Lock, NameRow, Registry, Version
@@ -117,19 +118,34 @@ def _number(text: str) -> int:
 @click.command("show")
 @click.argument("ref")
 @click.option("--at", metavar="TIME", help="What the reference meant then (ISO 8601, UTC).")
+@click.option(
+    "--run",
+    "whole_run",
+    is_flag=True,
+    help="The report of its training in the place of all this: verdict, loss, baselines, forgetting, cost.",
+)
+@click.option("--html", type=click.Path(), metavar="PAGE", help="With --run: write that report as a page.")
 @common
-def show_verb(ref: str, at: str | None, store: str | None, as_json: bool) -> None:
+def show_verb(
+    ref: str, at: str | None, whole_run: bool, html: str | None, store: str | None, as_json: bool
+) -> None:
     """Show what REF means: bytes, base, licence, scores, forgetting, what is live with it.
 
     \b
     Example:
       inlay show legal-clauses@prod
       inlay show acme@prod --at 2026-03-04
+      inlay show legal-clauses@v2 --run --html run.html
     """
     from inlay.registry import Version
 
     registry = open_store(store)
     found = registry.resolve(ref, at=at)
+    if whole_run:
+        _show_run(found, registry, html, as_json)
+        return
+    if html is not None:
+        raise InputError("a page is made of a training run", fix="give --run as well")
     about = registry.about(found.name)
     said = about.versions.get(found.number)
     details = version_dict(found) if isinstance(found, Version) else lock_dict(found)
@@ -161,6 +177,15 @@ def show_verb(ref: str, at: str | None, store: str | None, as_json: bool) -> Non
         wanted = ("parent", "rebased", "dataset", "declared", "settings", "steps", "seconds", "tokens")
         details["run"] = {key: run.get(key) for key in wanted if key in run}
     emit("show", as_json, details, lambda: _show_text(details))
+
+
+def _show_run(found: Version | Lock, registry: Registry, html: str | None, as_json: bool) -> None:
+    from inlay.trainers.run_report import RunReport
+    from inlay.trainers.run_text import run_words
+
+    report = RunReport.of(found, registry)
+    said = {} if html is None else {"html": str(report.write_html(html))}
+    emit("show", as_json, {**report.to_dict(), **said}, lambda: run_words(report))
 
 
 def version_dict(version: Version) -> dict[str, Any]:

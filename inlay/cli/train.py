@@ -283,13 +283,10 @@ def train_verb(
 
 def _words(result: TrainResult) -> str:
     """The report, with what the method and the anchor say of the run."""
-    from rich.console import Console
+    from inlay.trainers.run_text import run_words
 
-    console = Console()
-    with console.capture() as captured:
-        result.whole.print(console)
     more = [*result.said, *result.remembering]
-    return "\n".join([f"registered {result.version.ref}", captured.get().rstrip(), *more])
+    return "\n".join([f"registered {result.version.ref}", run_words(result.whole), *more])
 
 
 def _run_of(config: str | None, given: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from inlay.registry import Registry
-    from inlay.registry.records import EvalRecord
+    from inlay.registry.records import EvalRecord, Lock
 
 SCHEMA = 1
 NOT_SHOWN = ("baselines", "curve", "examples")
@@ -42,7 +42,7 @@ class RunReport:
     verdict: Verdict
 
     @classmethod
-    def of(cls, version: str | Version, store: Registry, *, allowed: float = KEPT_WITHIN) -> RunReport:
+    def of(cls, version: str | Version | Lock, store: Registry, *, allowed: float = KEPT_WITHIN) -> RunReport:
         """The report of a version trained here, from its record, scores and newest forgetting report.
 
         `allowed`: the share of held-out general skills that may be lost. InputError for a version without a

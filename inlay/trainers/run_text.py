@@ -19,6 +19,16 @@ WIDTH, HEIGHT = 72, 8
 COLOURS = {"ship": "green", "do not ship": "red", "not enough evidence": "yellow"}
 
 
+def run_words(report: RunReport) -> str:
+    """What `print_run` prints on a terminal of this width, as text."""
+    from rich.console import Console
+
+    console = Console()
+    with console.capture() as captured:
+        print_run(report, console)
+    return captured.get().rstrip()
+
+
 def print_run(report: RunReport, console: Console | None = None) -> None:
     """Print it. Names come from files and the command line, and are never markup."""
     from rich.console import Console

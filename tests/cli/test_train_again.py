@@ -70,6 +70,19 @@ def test_train_go_on_and_train_again(work: Path, capsys: pytest.CaptureFixture[s
     assert on["run"]["parent"]["digest"] == first["digest"]
     assert on["report"]["earlier"]["lost"]["n"] == 10 and on["report"]["earlier"]["parent"] == "tickets@v1"
 
+    def shown(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return run(["show", *arguments]), *capsys.readouterr()
+
+    code, out, _ = shown("tickets@v2", "--run", "--html", "run.html")
+    assert code == 0 and out.strip().splitlines()[0] in " ".join(on["verdict"].split()).replace("\n", " ")
+    assert "Loss, nats an answer token" in out and "tickets@v2" in (work / "run.html").read_text()
+    said = json.loads(shown("tickets@v2", "--run", "--json")[1])["result"]
+    assert said == on["whole"]
+    assert shown("tickets@v2", "--html", "run.html")[0] == 2
+    inlay.Registry.open(work / "store").lock("acme", {"compose": {"stack": ["tickets@v1"]}})
+    assert "needs a training record, and acme@v1 has none" in shown("acme@v1", "--run")[2]
+
     shutil.copytree(base_path(), work / "next", ignore=shutil.ignore_patterns("*.safetensors"))
     (file,) = base_path().glob("*.safetensors")
     save_file({name: t * 1.01 for name, t in load_file(file).items()}, work / "next" / file.name)
