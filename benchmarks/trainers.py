@@ -1,4 +1,4 @@
-"""Learning against forgetting: plain LoRA, full fine-tuning, replay, and Inlay's default.
+"""Learning against forgetting: plain LoRA, full fine-tuning, replay, Inlay's default and its own full method.
 
 All train on the same rows with the same batch, schedule and number of steps; the rate of each is chosen on
 dev accuracy from the same grid with one seed, then three seeds are trained with it. The test set and the
@@ -9,12 +9,14 @@ before: plain LoRA against Inlay's default with `keep_parent`.
     INLAY_TEST_DATA=… python benchmarks/trainers.py real  # banking topics and clinc domains on mini-instruct
     python benchmarks/trainers.py sequence                # three demo tasks one after the other
 
-`--figure FILE` draws the frontier as SVG; `--steps`, `--rates`, `--seeds` make it shorter.
+`--keep FILE` adds a line of JSON for each training to FILE, and `--figure FILE` draws what was kept, or what
+this call measured, as SVG; `--only`, `--side`, `--steps`, `--rates` and `--seeds` make it shorter.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -49,6 +51,7 @@ SIDES: dict[str, dict[str, Any]] = {
     "full fine-tuning": {"kl": 0.0, "method": "full"},
     "replay": {"kl": 0.0, "replay": 0.5},
     "Inlay": {},
+    "Inlay, full": {"method": "full", "rank": 64},
 }
 """What of the settings each side changes."""
 
@@ -131,9 +134,11 @@ def held_out(suite: Suite, each: int = 100) -> Suite:
 def trained(
     case: Case, settings: Settings, answers: list[str], before: dict[str, EvalResult] | None
 ) -> Trained:
-    """One training; dev alone without `before`, the scores of the base."""
+    """One training; dev alone without `before`, the scores of the base. Full fine-tuning is judged as the
+    model that it makes, Inlay's as the adapter that it extracts and would register."""
     fitted = fit(case.base, case.train, settings, general=(case.prompts, answers))
-    chat = Chat(case.base, model=fitted.whole or fitted.model)  # type: ignore[arg-type]
+    whole = fitted.whole if settings.kl == 0 else None
+    chat = Chat(case.base, model=whole or fitted.model)  # type: ignore[arg-type]
     asked = [case.dev] if before is None else [case.dev, case.test, case.general]
     try:
         after = {s.name: evaluate_model(chat, s, subject="run") for s in asked}
@@ -152,7 +157,9 @@ def trained(
     return replace(row, test=after[case.test.name].score, report=report)
 
 
-def frontier(case: Case, rates: Sequence[float], seeds: int) -> dict[str, list[Trained]]:
+def frontier(
+    case: Case, sides: Sequence[str], rates: Sequence[float], seeds: int, keep: Path | None
+) -> dict[str, list[Trained]]:
     """Every side at the rate that dev accuracy chose for it, a row a seed."""
     bare = Chat(case.base)
     before = {s.name: evaluate_model(bare, s) for s in (case.test, case.general)}
@@ -162,8 +169,8 @@ def frontier(case: Case, rates: Sequence[float], seeds: int) -> dict[str, list[T
           f"held-out skills n={len(case.general)} (the base: {100 * before[case.test.name].score:.1f}%, "
           f"{known:.1f}%)", flush=True)  # fmt: skip
     found = {}
-    for side, changes in SIDES.items():
-        settings = case.settings.replaced(**changes)
+    for side in sides:
+        settings = case.settings.replaced(**SIDES[side])
         dev = {rate: trained(case, settings.replaced(learning_rate=rate), answers, None) for rate in rates}
         print(f"{side:<17} dev % by rate:", *(f"{r:g}: {100 * row.dev:.1f}" for r, row in dev.items()))
         rate = max(rates, key=lambda r: dev[r].dev)
@@ -172,13 +179,28 @@ def frontier(case: Case, rates: Sequence[float], seeds: int) -> dict[str, list[T
             row = trained(case, settings.replaced(learning_rate=rate, seed=seed), answers, before)
             found[side].append(row)
             print(f"{side:<17} {described(row)}", flush=True)
+            if keep is not None:
+                with keep.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"case": case.name, "side": side, **plain(row)}) + "\n")
     for side, runs in found.items():
         print(f"{side:<17} {summary(runs)}")
-    print(dominated(found))
-    note = uninformative(found["plain LoRA"][0].report)
+    for mine in ("Inlay", "Inlay, full"):
+        if mine in found:
+            print(dominated(found, mine))
+    note = uninformative(next(iter(found.values()))[0].report)
     if note:
         print(note)
     return found
+
+
+def plain(row: Trained) -> dict[str, Any]:
+    """One training as plain JSON; scores and shares lost in fractions."""
+    low, high = row.report.interval
+    return {
+        "rate": row.rate, "seed": row.seed, "steps": row.steps, "seconds": round(row.seconds, 1),
+        "dev": round(row.dev, 4), "test": round(row.test, 4), "lost": round(row.report.lost, 4),
+        "low": round(low, 4), "high": round(high, 4),
+    }  # fmt: skip
 
 
 def described(row: Trained) -> str:
@@ -205,20 +227,20 @@ def pairs(runs: Sequence[Trained]) -> tuple[list[float], list[float]]:
     return [row.test for row in runs], [row.report.lost for row in runs]
 
 
-def dominated(found: dict[str, list[Trained]]) -> str:
-    """How Inlay stands to each other side: a difference counts that is larger than the seeds' own spread."""
-    ours = found["Inlay"]
+def dominated(found: dict[str, list[Trained]], mine: str) -> str:
+    """How one side stands to each other one; a difference counts that is larger than the seeds' spread."""
+    ours = found[mine]
     said = []
     for side, runs in found.items():
-        if side == "Inlay":
+        if side == mine:
             continue
         gain, kept = (
-            [b - a for a, b in zip(theirs, mine, strict=True)]
-            for theirs, mine in zip(pairs(runs), pairs(ours), strict=True)
+            [b - a for a, b in zip(theirs, own, strict=True)]
+            for theirs, own in zip(pairs(runs), pairs(ours), strict=True)
         )
         target, lost = 100 * statistics.mean(gain), 100 * statistics.mean(kept)
         said.append(f"{target:+.1f} points of target and {lost:+.1f} points lost against {side}")
-    return "Inlay: " + "; ".join(said)
+    return f"{mine}: " + "; ".join(said)
 
 
 def sequence(steps: int, seeds: int, rates: dict[str, float]) -> None:
@@ -274,19 +296,21 @@ def walked(
     return matrix, compare(before, after).lost
 
 
-def drawn(found: dict[str, dict[str, list[Trained]]], path: Path) -> None:
-    """The frontier as SVG: a panel a task, a mark a seed."""
+def drawn(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """The frontier of rows as `--keep` writes them, as SVG: a panel a case, a mark a seed."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "inlay"
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(found), figsize=(4 * len(found), 3.6), squeeze=False)
-    for panel, (name, sides) in zip(panels[0], found.items(), strict=True):
-        for (side, runs), mark in zip(sides.items(), "osv^", strict=True):
-            test, lost = pairs(runs)
-            panel.plot([100 * x for x in lost], [100 * y for y in test], mark, label=side, alpha=0.75)
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure, panels = pyplot.subplots(1, len(cases), figsize=(4 * len(cases), 3.6), squeeze=False)
+    for panel, name in zip(panels[0], cases, strict=True):
+        for side, mark in zip(SIDES, "osv^D", strict=True):
+            held = [row for row in rows if (row["case"], row["side"]) == (name, side)]
+            lost, test = ([100 * row[key] for row in held] for key in ("lost", "test"))
+            panel.plot(lost, test, mark, label=side, alpha=0.75)
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("held-out general skills lost, points")
         panel.set_ylabel("task, %")
@@ -299,6 +323,18 @@ def drawn(found: dict[str, dict[str, list[Trained]]], path: Path) -> None:
     print(f"figure: {path.name}")
 
 
+def rows_of(found: dict[str, dict[str, list[Trained]]], keep: Path | None) -> list[dict[str, Any]]:
+    """What is drawn: all that was ever kept in `keep`, else what was found now."""
+    if keep is not None:
+        return [json.loads(line) for line in keep.read_text(encoding="utf-8").splitlines()]
+    return [
+        {"case": case, "side": side, **plain(row)}
+        for case, sides in found.items()
+        for side, runs in sides.items()
+        for row in runs
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -308,6 +344,8 @@ def main() -> None:
     parser.add_argument("--rates", default=",".join(f"{rate:g}" for rate in GRID))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", action="append", help="Only cases whose name has this; repeatable.")
+    parser.add_argument("--side", action="append", choices=SIDES, help="Only this side; repeatable.")
+    parser.add_argument("--keep", type=Path)
     parser.add_argument("--figure", type=Path)
     for side in ("plain", "our"):
         help = "For `sequence`: the rate that did best on dev over its tasks one by one."
@@ -321,13 +359,14 @@ def main() -> None:
     else:
         makers = {"builtin": demo_cases, "real": real_cases}
         rates = [float(rate) for rate in given.rates.split(",")]
+        sides = given.side or list(SIDES)
         found = {
-            case.name: frontier(case, rates, given.seeds)
+            case.name: frontier(case, sides, rates, given.seeds, given.keep)
             for case in makers[given.what](given.steps)
             if not given.only or any(part in case.name for part in given.only)
         }
         if given.figure:
-            drawn(found, given.figure)
+            drawn(rows_of(found, given.keep), given.figure)
     print(f"{time.perf_counter() - begun:.0f} s in all")
 
 
