@@ -8,6 +8,7 @@ before: plain LoRA against Inlay's default with `keep_parent`.
     python benchmarks/trainers.py builtin                 # three demo tasks on the built-in base
     INLAY_TEST_DATA=… python benchmarks/trainers.py real  # banking topics and clinc domains on mini-instruct
     python benchmarks/trainers.py sequence                # three demo tasks one after the other
+    python benchmarks/trainers.py draw --keep FILE --figure FILE
 
 `--keep FILE` adds a line of JSON for each training to FILE, and `--figure FILE` draws what was kept, or what
 this call measured, as SVG; `--only`, `--side`, `--steps`, `--rates` and `--seeds` make it shorter.
@@ -138,7 +139,7 @@ def trained(
     model that it makes, Inlay's as the adapter that it extracts and would register."""
     fitted = fit(case.base, case.train, settings, general=(case.prompts, answers))
     whole = fitted.whole if settings.kl == 0 else None
-    chat = Chat(case.base, model=whole or fitted.model)  # type: ignore[arg-type]
+    chat = Chat(case.base, model=whole or fitted.model)
     asked = [case.dev] if before is None else [case.dev, case.test, case.general]
     try:
         after = {s.name: evaluate_model(chat, s, subject="run") for s in asked}
@@ -168,7 +169,7 @@ def frontier(
     print(f"\n{case.name}: {len(case.train)} rows, {case.settings.max_steps} steps, test n={len(case.test)}, "
           f"held-out skills n={len(case.general)} (the base: {100 * before[case.test.name].score:.1f}%, "
           f"{known:.1f}%)", flush=True)  # fmt: skip
-    found = {}
+    found: dict[str, list[Trained]] = {}
     for side in sides:
         settings = case.settings.replaced(**SIDES[side])
         dev = {rate: trained(case, settings.replaced(learning_rate=rate), answers, None) for rate in rates}
@@ -185,10 +186,9 @@ def frontier(
     for side, runs in found.items():
         print(f"{side:<17} {summary(runs)}")
     for mine in ("Inlay", "Inlay, full"):
-        if mine in found:
+        if mine in found and len(found) > 1:
             print(dominated(found, mine))
-    note = uninformative(next(iter(found.values()))[0].report)
-    if note:
+    if "plain LoRA" in found and (note := uninformative(found["plain LoRA"][0].report)):
         print(note)
     return found
 
@@ -305,8 +305,13 @@ def drawn(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    figure, panels = pyplot.subplots(1, len(cases), figsize=(4 * len(cases), 3.6), squeeze=False)
-    for panel, name in zip(panels[0], cases, strict=True):
+    across = min(3, len(cases))
+    down = -(-len(cases) // across)
+    figure, grid = pyplot.subplots(down, across, figsize=(4 * across, 3.6 * down), squeeze=False)
+    panels = list(grid.flat)
+    for empty in panels[len(cases) :]:
+        empty.set_axis_off()
+    for panel, name in zip(panels, cases, strict=False):
         for side, mark in zip(SIDES, "osv^D", strict=True):
             held = [row for row in rows if (row["case"], row["side"]) == (name, side)]
             lost, test = ([100 * row[key] for row in held] for key in ("lost", "test"))
@@ -317,7 +322,7 @@ def drawn(rows: Sequence[dict[str, Any]], path: Path) -> None:
         panel.set_xlim(-4, 104)
         panel.set_ylim(-4, 104)
         panel.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=8)
+    panels[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     print(f"figure: {path.name}")
@@ -339,7 +344,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", default="builtin", choices=["builtin", "real", "sequence"])
+    parser.add_argument("what", nargs="?", default="builtin", choices=["builtin", "real", "sequence", "draw"])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rates", default=",".join(f"{rate:g}" for rate in GRID))
     parser.add_argument("--seeds", type=int, default=3)
@@ -354,7 +359,9 @@ def main() -> None:
     torch.set_num_threads(1)
     begun = time.perf_counter()
     print(f"{platform.machine()}, one thread, {library_versions()}")
-    if given.what == "sequence":
+    if given.what == "draw":
+        drawn(rows_of({}, given.keep), given.figure)
+    elif given.what == "sequence":
         sequence(given.steps, given.seeds, {"plain LoRA": given.plain_rate, "Inlay": given.our_rate})
     else:
         makers = {"builtin": demo_cases, "real": real_cases}
