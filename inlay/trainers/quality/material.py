@@ -117,10 +117,10 @@ class Material:
         """Rows of the file, read or not."""
         return len(self.rows) + len(self.unread)
 
-    def many(self, count: int, one: str, more: str) -> str:
+    def many(self, count: int, one: str = "", more: str = "") -> str:
         """`1 row is`, `2 documents are`: what the file holds, before `one` or `more`."""
         noun, nouns = NOUNS[self.reads]
-        return f"{count:,} {noun} {one}" if count == 1 else f"{count:,} {nouns} {more}"
+        return (f"{count:,} {noun} {one}" if count == 1 else f"{count:,} {nouns} {more}").rstrip()
 
     @cached_property
     def classes(self) -> Counter[str] | None:

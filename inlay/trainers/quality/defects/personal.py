@@ -25,7 +25,7 @@ def personal(material: Material) -> list[Finding]:
         Finding(
             "warning",
             "personal",
-            f"likely {kind} in {material.many(len(found), '', '').strip()}",
+            f"likely {kind} in {material.many(len(found))}",
             FIX,
             tuple(found),
             (examples[kind],),
