@@ -243,7 +243,7 @@ def dominated(found: dict[str, list[Trained]], mine: str) -> str:
     return f"{mine}: " + "; ".join(said)
 
 
-def sequence(steps: int, seeds: int, rates: dict[str, float]) -> None:
+def sequence(steps: int, seeds: int, rates: dict[str, float], only: Sequence[str]) -> None:
     """The demo's tasks one after the other, each from the version before; what the last one can still do."""
     cases = list(demo_cases(steps))
     base, general = cases[0].base, cases[0].general
@@ -251,6 +251,7 @@ def sequence(steps: int, seeds: int, rates: dict[str, float]) -> None:
         "plain LoRA": {"kl": 0.0},
         "Inlay": {"keep_parent": 1.0},
     }
+    sides = {side: changes for side, changes in sides.items() if side in only}
     forgotten: dict[str, list[float]] = {side: [] for side in sides}
     for seed in range(seeds):
         for side, changes in sides.items():
@@ -265,9 +266,13 @@ def sequence(steps: int, seeds: int, rates: dict[str, float]) -> None:
                   + " | ".join(" ".join(f"{100 * cell:5.1f}" for cell in row) for row in matrix[1:])
                   + f"; BWT {100 * bwt.value:.1f}, forgetting {100 * measure.value:.1f}, held-out general "
                   f"lost {100 * lost:.1f} points", flush=True)  # fmt: skip
-    plain, ours = (statistics.mean(forgotten[side]) for side in sides)
+    means = {side: statistics.mean(values) for side, values in forgotten.items()}
+    print("forgetting of earlier tasks, points:", ", ".join(f"{s} {100 * m:.1f}" for s, m in means.items()))
+    if len(means) < 2:
+        return
+    plain, ours = means["plain LoRA"], means["Inlay"]
     less = f"{100 * (1 - ours / plain):.0f}% less" if plain >= 0.03 else "plain forgets under 3 points"
-    print(f"forgetting of earlier tasks: plain {100 * plain:.1f}, Inlay {100 * ours:.1f} points: {less}")
+    print(less)
 
 
 def walked(
@@ -362,7 +367,8 @@ def main() -> None:
     if given.what == "draw":
         drawn(rows_of({}, given.keep), given.figure)
     elif given.what == "sequence":
-        sequence(given.steps, given.seeds, {"plain LoRA": given.plain_rate, "Inlay": given.our_rate})
+        best = {"plain LoRA": given.plain_rate, "Inlay": given.our_rate}
+        sequence(given.steps, given.seeds, best, given.side or list(best))
     else:
         makers = {"builtin": demo_cases, "real": real_cases}
         rates = [float(rate) for rate in given.rates.split(",")]
