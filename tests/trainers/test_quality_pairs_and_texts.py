@@ -149,22 +149,23 @@ def test_planted_defects_of_raw_text_are_found(seed: int, tmp_path: Path) -> Non
     rows[marked]["do_not_train"] = True
     rows[garbled]["text"] += " cafÃ©"
     rows[personal]["text"] += " Write to jane.doe@mail.example.org"
-    rows[copied] = dict(rows[0])
     words = rows[places[0] - 1]["text"].split()
     rows[near] = {"text": " ".join([*words[:-1], "altogether."])}
     header = "Acme Parcels: all rights reserved"
     for row in rows[: len(rows) // 5]:
         row["text"] = f"{header}\n{row['text']}"
+    rows[copied] = dict(rows[0])
     rows.append({"text": " "})
     found = check(written(tmp_path / "data.jsonl", list(rows)))
     assert kinds(found, "error") == {"empty": (len(rows),), "forbidden": (marked + 1,)}
     warnings = kinds(found, "warning")
     assert warnings.pop("boilerplate") == ()
-    # The copy of the first document is without the header, which counts on neither side.
-    same = {"duplicate": (copied + 1,)} if header in rows[copied]["text"] else {}
-    nearly = sorted({near + 1} | (set() if same else {copied + 1}))
-    assert warnings == {"encoding": (garbled + 1,), "near-duplicate": tuple(nearly),
-                        "personal": (personal + 1,), **same}  # fmt: skip
+    assert warnings == {
+        "duplicate": (copied + 1,),
+        "encoding": (garbled + 1,),
+        "near-duplicate": (near + 1,),
+        "personal": (personal + 1,),
+    }
 
 
 def test_plain_text_names_the_lines_where_documents_begin(tmp_path: Path) -> None:

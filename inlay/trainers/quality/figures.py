@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inlay.trainers.quality.defects.preferences import longer_share
+from inlay.trainers.quality.defects.preferences import longer_and_shorter
 from inlay.trainers.quality.material import Material
 from inlay.trainers.quality.wordings import effective, wordings
 
@@ -71,7 +71,7 @@ class Figures:
             tokens=Quantiles.of(material.tokens or ()),
             limit=material.limit,
             nats=Quantiles.of(material.nats or ()),
-            longer=longer_share(material) if material.reads == "pairs" else None,
+            longer=longer_and_shorter(material)[0] if material.reads == "pairs" and material.rows else None,
         )
 
 

@@ -30,44 +30,12 @@ from inlay.trainers.quality.material import Material
 
 Defect = Callable[[Material], list[Finding]]
 
+_OF_PROMPTS: tuple[Defect, ...] = (form, empty, forbidden, too_long, leaks, duplicates, near_duplicates)
+_OF_ANSWERS: tuple[Defect, ...] = (broken_json, monotony, style, surprisal, encoding, personal, unstated)
+
 DEFECTS: Mapping[str, tuple[Defect, ...]] = {
-    "rows": (
-        form,
-        empty,
-        forbidden,
-        too_long,
-        leaks,
-        duplicates,
-        near_duplicates,
-        conflicts,
-        classes,
-        broken_json,
-        monotony,
-        style,
-        surprisal,
-        encoding,
-        personal,
-        unstated,
-    ),
-    "pairs": (
-        form,
-        empty,
-        forbidden,
-        too_long,
-        leaks,
-        duplicates,
-        near_duplicates,
-        opposed,
-        alike,
-        one_sided,
-        broken_json,
-        monotony,
-        style,
-        surprisal,
-        encoding,
-        personal,
-        unstated,
-    ),
+    "rows": (*_OF_PROMPTS, conflicts, classes, *_OF_ANSWERS),
+    "pairs": (*_OF_PROMPTS, opposed, alike, one_sided, *_OF_ANSWERS),
     "texts": (
         form,
         empty,

@@ -7,7 +7,7 @@ near itself everywhere, and rightly so: there only differences of spelling count
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import SequenceMatcher
 
 from inlay.evals.contamination import normalised
@@ -30,13 +30,19 @@ FEWEST, MOST = 6, 24
 def near_duplicates(material: Material) -> list[Finding]:
     """A warning for rows that an earlier one resembles; the later ones are named."""
     rows = material.rows
-    near: dict[int, Row] = {}
-    for i, j in [*_alike(rows), *_misspelt(material), *([] if material.templated else _similar(material))]:
-        near.setdefault(rows[j].line, rows[i])
+    similar_ones = [] if material.templated else _similar(material)
+    return near_finding(material, [*_alike(rows), *_misspelt(material), *similar_ones])
+
+
+def near_finding(material: Material, pairs: Iterable[tuple[int, int]]) -> list[Finding]:
+    """The finding about (place, later place) of rows that are near each other; none of none."""
+    rows = material.rows
+    near: dict[int, tuple[Row, Row]] = {}
+    for i, j in pairs:
+        near.setdefault(rows[j].line, (rows[j], rows[i]))
     if not near:
         return []
     lines = sorted(near)
-    texts = {row.line: row.content for row in rows}
     return [
         Finding(
             "warning",
@@ -45,9 +51,9 @@ def near_duplicates(material: Material) -> list[Finding]:
             "look at them, and keep one of each",
             tuple(lines),
             tuple(
-                f"line {line} {shortened(texts[line])} is nearly line {near[line].line} "
-                f"{shortened(near[line].content)}"
-                for line in lines[:2]
+                f"line {row.line} {shortened(row.content)} is nearly line {earlier.line} "
+                f"{shortened(earlier.content)}"
+                for row, earlier in (near[line] for line in lines[:2])
             ),
         )
     ]

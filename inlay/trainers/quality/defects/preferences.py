@@ -66,9 +66,8 @@ def one_sided(material: Material) -> list[Finding]:
     if len(rows) < FEWEST:
         return []
     found = []
-    longer = longer_share(material)
-    for share, which in ((longer, "longer"), (shorter_share(material), "shorter")):
-        if share is not None and share >= MOSTLY:
+    for share, which in zip(longer_and_shorter(material), ("longer", "shorter"), strict=True):
+        if share >= MOSTLY:
             found.append(
                 Finding(
                     "warning",
@@ -95,16 +94,9 @@ def one_sided(material: Material) -> list[Finding]:
     return found
 
 
-def longer_share(material: Material) -> float | None:
-    """Share of the pairs whose chosen answer has more words than the rejected one; None of no pairs."""
-    return _share(material, 1)
-
-
-def shorter_share(material: Material) -> float | None:
-    """Share of those whose chosen answer has fewer."""
-    return _share(material, -1)
-
-
-def _share(material: Material, sign: int) -> float | None:
+def longer_and_shorter(material: Material) -> tuple[float, float]:
+    """Shares of the pairs whose chosen answer has more words than the rejected one, and fewer; there must be
+    pairs."""
     words = [(len(row.answer.split()), len((row.rejected or "").split())) for row in material.rows]
-    return sum(sign * (better - worse) > 0 for better, worse in words) / len(words) if words else None
+    more, fewer = sum(a > b for a, b in words), sum(a < b for a, b in words)
+    return more / len(words), fewer / len(words)

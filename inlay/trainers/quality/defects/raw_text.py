@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from inlay.evals.contamination import NEAR as NEAR_PROMPT
 from inlay.evals.contamination import TELLING, TEMPLATE_ROWS, normalised, runs
 from inlay.evals.suites import Suite
+from inlay.trainers.quality.defects.near_duplicates import near_finding
 from inlay.trainers.quality.finding import Finding, many, shortened
 from inlay.trainers.quality.material import Material, Row
 from inlay.trainers.quality.similar import similar
@@ -40,25 +41,14 @@ def near_documents(material: Material) -> list[Finding]:
     everywhere set aside. The same ones are `duplicates`'."""
     rows = material.rows
     texts = [_runs(row, material.everywhere) for row in rows]
-    near: dict[int, tuple[Row, Row]] = {}
-    for i, j, share in similar(texts):
-        if share >= NEAR and rows[i].prompt.strip() != rows[j].prompt.strip():
-            near.setdefault(rows[j].line, (rows[i], rows[j]))
-    if not near:
-        return []
-    return [
-        Finding(
-            "warning",
-            "near-duplicate",
-            f"{material.many(len(near), 'is', 'are')} nearly the same as an earlier one",
-            "look at them, and keep one of each",
-            tuple(sorted(near)),
-            tuple(
-                f"line {later.line} {shortened(later.prompt)} is nearly line {earlier.line}"
-                for earlier, later in [near[line] for line in sorted(near)][:2]
-            ),
-        )
-    ]
+    return near_finding(
+        material,
+        [
+            (i, j)
+            for i, j, share in similar(texts)
+            if share >= NEAR and rows[i].prompt.strip() != rows[j].prompt.strip()
+        ],
+    )
 
 
 def _runs(row: Row, everywhere: Counter[str]) -> frozenset[int]:
